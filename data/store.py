@@ -1,0 +1,68 @@
+"""What the pipeline needs of an object store; `infra.store` implements it for S3 and folders."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectInfo:
+    """One object of a listing."""
+
+    path: str
+    """Relative to the store's root, with `/` as separator."""
+    size_bytes: int
+    etag: str
+    """The store's etag, or the modification time in ns for a folder."""
+
+
+class StoreError(OSError):
+    """A fault of the store that retries did not cure."""
+
+
+class ObjectNotFoundError(StoreError):
+    """The object does not exist. The message names its full URI."""
+
+
+class Store(Protocol):
+    """A prefix in an object store. Paths are relative to it. Implementations are picklable.
+
+    A reader never sees half an object. Transient faults are retried inside; what is raised
+    after that is a `StoreError`.
+    """
+
+    @property
+    def uri(self) -> str:
+        """`s3://bucket/prefix` or `file:///path`, without a trailing slash."""
+        ...
+
+    def sub(self, path: str) -> "Store":
+        """Return the store rooted at `path` below this one."""
+        ...
+
+    def get(self, path: str) -> bytes: ...
+
+    def get_range(self, path: str, start: int, size_bytes: int) -> bytes: ...
+
+    def download(self, path: str, target: Path) -> None:
+        """Copy an object to a file that appears whole or not at all."""
+        ...
+
+    def put(self, path: str, content: bytes) -> None: ...
+
+    def put_if_absent(self, path: str, content: bytes) -> bool:
+        """Write unless the object exists; of several writers exactly one gets True."""
+        ...
+
+    def upload(self, source: Path, path: str) -> None: ...
+
+    def exists(self, path: str) -> bool: ...
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield every object below `prefix` (a folder, or "" for all), sorted by path."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Remove an object; absent is fine."""
+        ...
