@@ -1,0 +1,75 @@
+"""Small parts that MBConv and transformer blocks share.
+
+Shape letters: B batch, C channels, H height, W width.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from coatnet.config import NormKind, PoolKind
+
+BATCH_NORM_EPS = 1e-3
+BATCH_NORM_MOMENTUM = 0.01
+LAYER_NORM_EPS = 1e-5
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of a BCHW tensor."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise [B, C, H, W] over C."""
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def make_norm_2d(kind: NormKind, num_channels: int) -> nn.Module:
+    """Return the normalisation that a convolution stage uses."""
+    if kind == "batch":
+        return nn.BatchNorm2d(num_channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
+    return LayerNorm2d(num_channels, eps=LAYER_NORM_EPS)
+
+
+class Downsample(nn.Module):
+    """The shortcut of a downsampling block, Proj(Pool(x)) (section 2.3).
+
+    Pooling is 2x2 with ceil mode, so an odd side of length n becomes (n + 1) / 2, which is what
+    the strided convolution beside it gives.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, pool: PoolKind) -> None:
+        super().__init__()
+        self.stride = stride
+        self.pool = pool
+        self.project = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return [B, out_channels, ceil(H / stride), ceil(W / stride)]."""
+        return self.project(pool_2d(x_BCHW, self.stride, self.pool))
+
+
+def pool_2d(x_BCHW: Tensor, stride: int, pool: PoolKind) -> Tensor:
+    """Pool with a window and stride of `stride`, in ceil mode; stride 1 returns the input."""
+    if stride == 1:
+        return x_BCHW
+    if pool == "max":
+        return F.max_pool2d(x_BCHW, stride, ceil_mode=True)
+    return F.avg_pool2d(x_BCHW, stride, ceil_mode=True)
+
+
+class StochasticDepth(nn.Module):
+    """Drop a residual branch for whole samples (Huang et al. 2016), scaling what is kept."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero each sample of [B, ...] with probability `rate` while training."""
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * mask.div_(keep)
+
+    def extra_repr(self) -> str:
+        """Show the rate in the module's printout."""
+        return f"rate={self.rate}"

@@ -1,0 +1,129 @@
+"""CoAtNet: a convolutional stem, stages of MBConv or transformer blocks, a pooled head.
+
+Shape letters: B batch, C channels, H height, W width, K classes.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from coatnet.config import ModelConfig
+from coatnet.layers import LAYER_NORM_EPS, make_norm_2d
+from coatnet.mbconv import MBConvBlock
+from coatnet.relative_attention import RelativeBias
+from coatnet.transformer import TransformerBlock
+
+
+class Stem(nn.Sequential):
+    """S0: 3x3 convolutions, the first with the stem's stride; norm and GELU between them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        layers: list[nn.Module] = [
+            nn.Conv2d(config.in_channels, config.stem_width, 3, stride=config.stem_stride, padding=1)
+        ]
+        for _ in range(config.stem_depth - 1):
+            layers += [
+                make_norm_2d(config.norm, config.stem_width),
+                nn.GELU(),
+                nn.Conv2d(config.stem_width, config.stem_width, 3, padding=1),
+            ]
+        super().__init__(*layers)
+
+
+class Head(nn.Module):
+    """Global average pool, LayerNorm, (Linear, tanh), Linear."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.widths[-1]
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.hidden = nn.Linear(width, width) if config.head_hidden else None
+        self.classifier = nn.Linear(width, config.num_classes)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map features [B, C, H, W] to logits [B, K]."""
+        x_BC = self.norm(x_BCHW.mean((2, 3)))
+        if self.hidden is not None:
+            x_BC = torch.tanh(self.hidden(x_BC))
+        return self.classifier(x_BC)
+
+
+class CoAtNet(nn.Module):
+    """CoAtNet (Dai et al. 2021, Tables 3, 11 and 12), built from a `ModelConfig`.
+
+    Takes any height and width whose every stage keeps at least one position.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = Stem(config)
+        self.stages = nn.ModuleList(_make_stages(config))
+        self.head = Head(config)
+        self.reset_parameters()
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Map normalised float images [B, C, H, W] to logits [B, K].
+
+        Raises ValueError for a wrong rank, channel count or dtype.
+        """
+        check_images(images_BCHW, self.config.in_channels)
+        x = self.stem(images_BCHW.contiguous(memory_format=torch.channels_last))
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(x)
+
+    def reset_parameters(self) -> None:
+        """Initialise: truncated normal(0.02) linears, fan-out normal convolutions, zero biases."""
+        for module in self.modules():
+            if isinstance(module, RelativeBias):
+                module.reset_parameters()
+            elif isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d):
+                # Fan-out of a grouped convolution counts one group; torch's own helper does not.
+                fan_out = module.out_channels // module.groups * module.weight[0, 0].numel()
+                nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def reset_classifier(self) -> None:
+        """Initialise the last linear layer anew."""
+        nn.init.trunc_normal_(self.head.classifier.weight, std=0.02)
+        nn.init.zeros_(self.head.classifier.bias)
+
+
+def _make_stages(config: ModelConfig) -> list[nn.Sequential]:
+    num_blocks = sum(config.depths)
+    stages: list[nn.Sequential] = []
+    in_channels = config.stem_width
+    grid_size = -(-config.pretrain_image_size_px // config.stem_stride)
+    index = 0
+    for letter, width, depth, stage_stride in zip(
+        config.layout, config.widths, config.depths, config.strides, strict=True
+    ):
+        grid_size = -(-grid_size // stage_stride)
+        blocks: list[nn.Module] = []
+        for position in range(depth):
+            stride = stage_stride if position == 0 else 1
+            rate = config.stochastic_depth_rate * index / max(num_blocks - 1, 1)
+            if letter == "C":
+                blocks.append(MBConvBlock(config, in_channels, width, stride, rate))
+            else:
+                blocks.append(TransformerBlock(config, in_channels, width, stride, rate, grid_size))
+            in_channels = width
+            index += 1
+        stages.append(nn.Sequential(*blocks))
+    return stages
+
+
+def check_images(images_BCHW: Tensor, in_channels: int) -> None:
+    """Raise ValueError unless the images are a floating-point [B, in_channels, H, W]."""
+    if images_BCHW.ndim != 4:
+        raise ValueError(f"images have shape {tuple(images_BCHW.shape)}; expected [B, {in_channels}, H, W]")
+    if images_BCHW.shape[1] != in_channels:
+        raise ValueError(f"images have {images_BCHW.shape[1]} channels; the model takes {in_channels}")
+    if not images_BCHW.is_floating_point():
+        raise ValueError(f"images are {images_BCHW.dtype}; normalise them to a floating-point type first")

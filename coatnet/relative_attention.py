@@ -1,0 +1,107 @@
+"""Attention with a learned bias for each relative offset (section 2.1, equation 3).
+
+Shape letters: B batch, H height, W width, N = H * W positions, h heads, d head size, C channels.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from coatnet.config import RelativeAttention
+
+_BIAS_STD = 0.02
+
+
+class RelativeBias(nn.Module):
+    """One scalar for each head and relative offset, resized to the grid it is asked for.
+
+    The parameter keeps the pretraining grid's shape [h, 2H - 1, 2W - 1] for ever, so optimizer
+    state, EMA and sharding never see another resolution; other grids read a bilinear resize
+    (section 4.1). In eval the gathered bias is cached until the table changes.
+    """
+
+    def __init__(self, num_heads: int, grid_size: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(num_heads, 2 * grid_size - 1, 2 * grid_size - 1))
+        self._indices: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._cached_key: tuple[object, ...] | None = None
+        self._cached_bias: Tensor | None = None
+
+    def reset_parameters(self) -> None:
+        """Draw the table from normal(0, 0.02)."""
+        nn.init.normal_(self.table, std=_BIAS_STD)
+
+    def forward(self, height: int, width: int, dtype: torch.dtype) -> Tensor:
+        """Return the bias [h, N, N] of a height x width grid; entry (i, j) is w[i - j]."""
+        if torch.is_grad_enabled() or self.training:
+            return self._gather(height, width, dtype)
+        # `_version` grows with every in-place write: optimizer step, EMA swap, load_state_dict.
+        table = self.table
+        key = (height, width, dtype, table.device, table.data_ptr(), table._version)  # pyright: ignore[reportPrivateUsage]
+        if self._cached_bias is None or key != self._cached_key:
+            self._cached_key, self._cached_bias = key, self._gather(height, width, dtype)
+        return self._cached_bias
+
+    def train(self, mode: bool = True) -> "RelativeBias":
+        """Switch modes; the eval cache is dropped."""
+        self._cached_key = self._cached_bias = None
+        return super().train(mode)
+
+    def _gather(self, height: int, width: int, dtype: torch.dtype) -> Tensor:
+        table = self.table.float()
+        if table.shape[1:] != (2 * height - 1, 2 * width - 1):
+            size = (2 * height - 1, 2 * width - 1)
+            table = F.interpolate(table[None], size=size, mode="bilinear", align_corners=False)[0]
+        num_positions = height * width
+        bias = table.flatten(1).index_select(1, self._index(height, width))
+        return bias.view(-1, num_positions, num_positions).to(dtype)
+
+    def _index(self, height: int, width: int) -> Tensor:
+        key = (height, width, self.table.device)
+        if key not in self._indices:
+            self._indices[key] = relative_index(height, width).to(self.table.device)
+        return self._indices[key]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**super().__getstate__(), "_indices": {}, "_cached_key": None, "_cached_bias": None}
+
+
+def relative_index(height: int, width: int) -> Tensor:
+    """Return int64 [N * N]: where the offset of query i and key j stands in a flattened table."""
+    rows = torch.arange(height).repeat_interleave(width)
+    columns = torch.arange(width).repeat(height)
+    row_offset = rows[:, None] - rows[None, :] + height - 1
+    column_offset = columns[:, None] - columns[None, :] + width - 1
+    return (row_offset * (2 * width - 1) + column_offset).flatten()
+
+
+class RelativeAttentionLayer(nn.Module):
+    """Multi-head self-attention with the relative bias before or after the softmax.
+
+    pre: softmax(q.k / sqrt(d) + w[i - j]).v; post: (softmax(q.k / sqrt(d)) + w[i - j]).v.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, head_size: int, grid_size: int, kind: RelativeAttention
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.head_size = head_size
+        self.num_heads = out_channels // head_size
+        self.qkv = nn.Linear(in_channels, 3 * out_channels)
+        self.project = nn.Linear(out_channels, out_channels)
+        self.bias = RelativeBias(self.num_heads, grid_size) if kind != "none" else None
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        """Map [B, H, W, C_in] to [B, H, W, C_out]."""
+        batch, height, width, _ = x_BHWC.shape
+        qkv = self.qkv(x_BHWC).view(batch, height * width, 3, self.num_heads, self.head_size)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.bias(height, width, q.dtype) if self.bias is not None else None
+        if self.kind == "pre":
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v)
+        if self.kind == "post" and bias is not None:
+            out = out + bias @ v
+        return self.project(out.transpose(1, 2).reshape(batch, height, width, -1))

@@ -1,0 +1,44 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from coatnet import CoAtNet, ModelConfig
+from coatnet.interop import load_for_finetune, load_model, save_model
+from data.errors import InputError
+
+CONFIG = ModelConfig(
+    layout="CT", stem_width=4, widths=(4, 8), depths=(1, 1), strides=(2, 2), head_size=4, num_classes=3
+)
+
+
+def test_round_trip_gives_equal_logits(tmp_path: Path) -> None:
+    model = CoAtNet(CONFIG).eval()
+    save_model(model, tmp_path)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_model(tmp_path)(images), model(images))
+
+
+def test_finetuning_with_other_classes_says_what_it_renews(tmp_path: Path) -> None:
+    model = CoAtNet(CONFIG)
+    save_model(model, tmp_path)
+    tuned, renewed = load_for_finetune(tmp_path, num_classes=5, stochastic_depth_rate=0.1)
+    assert sorted(renewed) == ["head.classifier.bias", "head.classifier.weight"]
+    assert tuned.config.num_classes == 5
+    assert torch.equal(tuned.stem[0].weight, model.stem[0].weight)  # pyright: ignore
+    _, renewed = load_for_finetune(tmp_path, num_classes=3, stochastic_depth_rate=0.0)
+    assert renewed == []
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    save_model(CoAtNet(CONFIG), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "layout": "CC", "norm": "layer"}))
+    with pytest.raises(InputError, match="do not fit their config"):
+        load_for_finetune(tmp_path, num_classes=3, stochastic_depth_rate=0.0)
+
+
+def test_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no config\.json in"):
+        load_model(tmp_path)
