@@ -33,6 +33,21 @@ VARIANTS: dict[str, ModelConfig] = {
     # parameters; only 3072 gives the 1.47B that the same table states.
     "coatnet_6": _paper(192, (192, 384, 768, 1536, 3072), (2, 4, 8, 42, 2), 128, "CCCTT"),
     "coatnet_7": _paper(192, (256, 512, 1024, 2048, 3072), (2, 4, 8, 42, 2), 128, "CCCTT"),
+    # Ours, for CPUs and images of 32 to 64 px: C-C-T instead of C-C-T-T, the first stage at the
+    # stem's resolution, no squeeze-and-excitation and no hidden layer in the head. Derived from
+    # CoAtNet-0 by a third of the width and a total stride of 8, which leaves attention a 4x4 grid
+    # at 32 px.
+    "coatnet_nano": ModelConfig(
+        layout="CCT",
+        stem_width=32,
+        stem_depth=1,
+        widths=(32, 64, 128),
+        depths=(1, 2, 3),
+        strides=(1, 2, 2),
+        se_ratio=0.0,
+        head_hidden=False,
+        pretrain_image_size_px=32,
+    ),
 }
 
 

@@ -69,7 +69,9 @@ def test_equal_width_shortcut_has_no_projection() -> None:
 @pytest.mark.parametrize("kind", ["mbconv", "transformer"])
 def test_gradients_are_right(kind: str) -> None:
     torch.manual_seed(0)
-    config = ModelConfig(layout="CT", widths=(2, 2), depths=(1, 1), strides=(2, 2), head_size=2, conv_expansion=2)
+    config = ModelConfig(
+        layout="CT", widths=(2, 2), depths=(1, 1), strides=(2, 2), head_size=2, conv_expansion=2
+    )
     if kind == "mbconv":
         block: torch.nn.Module = MBConvBlock(config, 2, 2, 2, 0.0)
     else:

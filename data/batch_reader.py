@@ -1,0 +1,194 @@
+"""Rows that an order names, read and decoded ahead of their use by a pool of threads.
+
+The work of `prefetch_batches` steps is under way while the consumer holds a batch. A batch's rows are
+cut into one share a thread; an error in a share surfaces in the consumer. Results do not depend on
+the number of threads. Shape letters: B batch, H and W pixels, C channels (RGB).
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.decode import BadSampleError
+from data.errors import InputError
+from data.order import RankBatch
+from data.tar_reader import ShardReader
+from data.types import Batch
+
+Pixels = NDArray[np.uint8]
+DecodeRow = Callable[[bytes, int, Pixels], None]
+"""Decodes bytes for a row of the rank's batch into its pixels."""
+
+_MIN_SHARE_ROWS = 8
+"""Handing work to a thread costs about as much as decoding a tiny image."""
+
+
+class TooManyBadSamplesError(RuntimeError):
+    """More samples than the budget allows could not be decoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What one thread learned about its rows."""
+
+    labels: list[int]
+    names: list[str]
+    bad_rows: list[tuple[int, str]]
+    """Row of the batch, why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A batch under way."""
+
+    step: int
+    rows: RankBatch
+    images_BHWC: torch.Tensor
+    shares: "list[Future[_Share]]"
+
+
+class BatchReader:
+    """Turns the rows that an order names into batches, ahead of their use."""
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        image_size_px: int,
+        *,
+        num_threads: int,
+        prefetch_batches: int,
+        max_bad_samples: int,
+    ) -> None:
+        for name, value in (("num_threads", num_threads), ("max_bad_samples", max_bad_samples)):
+            if value < 0:
+                raise InputError(f"{name} is {value}; it must not be negative.")
+        if prefetch_batches < 1:
+            raise InputError(f"prefetch_batches is {prefetch_batches}; it must be at least 1.")
+        self._reader = reader
+        self._size_px = image_size_px
+        self._num_threads = num_threads
+        self._prefetch_batches = prefetch_batches
+        self._max_bad_samples = max_bad_samples
+        self.bad_keys: dict[str, str] = {}
+
+    def batches(
+        self,
+        epoch: int,
+        steps: range,
+        rows_at: Callable[[int], RankBatch],
+        decoder_for: Callable[[RankBatch], DecodeRow],
+    ) -> Iterator[Batch]:
+        """Yield the batches of `steps`. Closing the iterator, or an error, stops the threads."""
+        # Not `with executor`: that would first finish all that is under way.
+        executor = ThreadPoolExecutor(self._num_threads, "decode") if self._num_threads else None
+        pending: deque[_Pending] = deque()
+        ahead = iter(steps)
+
+        def start_until(depth: int) -> None:
+            while len(pending) < depth and (step := next(ahead, None)) is not None:
+                rows = rows_at(step)
+                pending.append(self._start(step, rows, decoder_for(rows), executor))
+
+        depth = self._prefetch_batches if executor else 0
+        try:
+            start_until(max(1, depth))
+            while pending:
+                batch = self._finish(pending.popleft(), epoch)
+                start_until(depth)
+                yield batch
+                start_until(1)
+        finally:
+            if executor is not None:
+                executor.shutdown(wait=True, cancel_futures=True)
+
+    def _start(
+        self, step: int, rows: RankBatch, decode: DecodeRow, executor: ThreadPoolExecutor | None
+    ) -> _Pending:
+        size_px = self._size_px
+        images_BHWC = torch.empty(
+            (len(rows.weights_B), size_px, size_px, 3),
+            dtype=torch.uint8,
+            pin_memory=torch.cuda.is_available(),
+        )
+        pixels_BHWC: Pixels = images_BHWC.numpy()
+        num_real = int(np.count_nonzero(rows.weights_B))
+        shares: list[Future[_Share]] = []
+        for share in _cut(num_real, self._num_threads):
+            if executor is not None:
+                shares.append(executor.submit(self._read_share, rows, share, decode, pixels_BHWC))
+            else:
+                done: Future[_Share] = Future()
+                done.set_result(self._read_share(rows, share, decode, pixels_BHWC))
+                shares.append(done)
+        return _Pending(step, rows, images_BHWC, shares)
+
+    def _read_share(self, rows: RankBatch, share: range, decode: DecodeRow, pixels_BHWC: Pixels) -> _Share:
+        """Read and decode some rows of a batch. An image that is none becomes black."""
+        labels: list[int] = []
+        names: list[str] = []
+        bad_rows: list[tuple[int, str]] = []
+        shards, shard_rows = rows.shard_B.tolist(), rows.row_B.tolist()
+        for row in share:
+            stored = self._reader.read(shards[row], shard_rows[row])
+            try:
+                decode(stored.image_bytes, row, pixels_BHWC[row])
+            except BadSampleError as error:
+                pixels_BHWC[row] = 0
+                bad_rows.append((row, str(error)))
+            labels.append(stored.label)
+            names.append(stored.name)
+        return _Share(labels, names, bad_rows)
+
+    def _finish(self, pending: _Pending, epoch: int) -> Batch:
+        """Wait for a batch's shares; the first error among them surfaces here, in the consumer."""
+        shares = [share.result() for share in pending.shares]
+        names = [name for share in shares for name in share.names]
+        weights_B = torch.from_numpy(pending.rows.weights_B)
+        labels_B = torch.zeros(len(weights_B), dtype=torch.int64)
+        labels_B[: len(names)] = torch.tensor(
+            [x for share in shares for x in share.labels], dtype=torch.int64
+        )
+        for row, reason in (bad for share in shares for bad in share.bad_rows):
+            weights_B[row] = 0.0
+            self._note_bad(names[row], reason)
+        _fill_padding(pending.images_BHWC, len(names))
+        return Batch(
+            images_BHWC=pending.images_BHWC,
+            labels_B=labels_B,
+            weights_B=weights_B,
+            positions_B=torch.from_numpy(pending.rows.positions_B),
+            keys=(*names, *([""] * (len(weights_B) - len(names)))),
+            epoch=epoch,
+            step=pending.step,
+        )
+
+    def _note_bad(self, key: str, reason: str) -> None:
+        self.bad_keys[key] = reason
+        if len(self.bad_keys) > self._max_bad_samples:
+            raise TooManyBadSamplesError(
+                f"{len(self.bad_keys)} samples cannot be decoded, max_bad_samples allows "
+                f"{self._max_bad_samples}; the last is {key!r} ({reason})"
+            )
+
+
+def _cut(num_rows: int, num_threads: int) -> list[range]:
+    """Cut rows into at most `num_threads` shares of nearly equal length, none very short."""
+    num_shares = max(1, min(num_threads, num_rows // _MIN_SHARE_ROWS))
+    edges = [num_rows * index // num_shares for index in range(num_shares + 1)]
+    return [range(first, end) for first, end in pairwise(edges)]
+
+
+def _fill_padding(images_BHWC: torch.Tensor, num_real: int) -> None:
+    """Repeat real images in the padding: their weight is 0, but BatchNorm sees every row."""
+    num_rows = len(images_BHWC)
+    if num_real == 0:
+        images_BHWC.zero_()
+    for first in range(num_real, num_rows, max(1, num_real)):
+        end = min(first + num_real, num_rows)
+        images_BHWC[first:end] = images_BHWC[: end - first]

@@ -1,0 +1,136 @@
+"""Batches of decoded images for one rank: the order says which, threads decode them ahead.
+
+    order.batch(step) -> its rows, shared among threads: read, decode into one buffer -> Batch
+
+Shape letters: B batch, D draws per sample, H and W pixels, C channels (RGB).
+"""
+
+from collections.abc import Iterator, Sequence
+
+from data.batch_reader import BatchReader, DecodeRow, Pixels, TooManyBadSamplesError
+from data.crop import DecodeConfig, draw_crops
+from data.decode import decode_eval, decode_train
+from data.errors import InputError
+from data.order import EpochOrder, EvalOrder, OrderConfig, OrderIdentity, RankBatch, lanes_of, steps_per_epoch
+from data.shard_cache import ShardCache
+from data.snapshot import Snapshot
+from data.store import Store
+from data.tar_reader import ShardReader
+from data.types import Batch, ShardInfo
+
+__all__ = ["EvalLoader", "TooManyBadSamplesError", "TrainLoader"]
+
+
+class TrainLoader:
+    """The training batches of one rank: random crops in the design's order, resumable at any step.
+
+    Raises `InputError` where the split, the world size and the order do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        snapshot: Snapshot,
+        split: str,
+        order: OrderConfig,
+        decode: DecodeConfig,
+        rank: int,
+        world_size: int,
+        cache: ShardCache | None,
+        num_threads: int = 2,
+        prefetch_batches: int = 2,
+        max_bad_samples: int = 100,
+    ) -> None:
+        shards = _shards_of(snapshot, split)
+        self._shard_sizes = [shard.num_samples for shard in shards]
+        self._order, self._decode = order, decode
+        self._rank, self._world_size = rank, world_size
+        lanes_of(rank, world_size, order.num_lanes)  # Raises for a world size that does not fit.
+        self.num_samples = sum(self._shard_sizes)
+        self.steps_per_epoch = steps_per_epoch(self.num_samples, order)
+        self.num_left_out = self.num_samples - self.steps_per_epoch * order.global_batch_size
+        self.identity = OrderIdentity.of(order, snapshot_id=snapshot.id, split=split)
+        self._batch_reader = BatchReader(
+            ShardReader(store, shards, cache),
+            decode.image_size_px,
+            num_threads=num_threads,
+            prefetch_batches=prefetch_batches,
+            max_bad_samples=max_bad_samples,
+        )
+
+    @property
+    def bad_keys(self) -> tuple[str, ...]:
+        """Keys of the samples that could not be decoded so far, on this rank."""
+        return tuple(self._batch_reader.bad_keys)
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yield the epoch's batches from `start_step` on. Close the iterator to stop early."""
+        if not 0 <= start_step <= self.steps_per_epoch:
+            raise InputError(f"start_step is {start_step}; an epoch has {self.steps_per_epoch} steps.")
+        order = EpochOrder(self._shard_sizes, self._order, epoch)
+
+        def decoder_for(rows: RankBatch) -> DecodeRow:
+            draws_BD = draw_crops(self._order.seed, epoch, rows.positions_B)
+            config = self._decode
+            return lambda content, row, out_HWC: decode_train(content, draws_BD[row], config, out_HWC)
+
+        return self._batch_reader.batches(
+            epoch,
+            range(start_step, self.steps_per_epoch),
+            lambda step: order.batch(step, self._rank, self._world_size),
+            decoder_for,
+        )
+
+
+class EvalLoader:
+    """Every sample of a split once over all ranks; ranks have equally many batches, padded with weight 0."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        snapshot: Snapshot,
+        split: str,
+        decode: DecodeConfig,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        cache: ShardCache | None,
+        num_threads: int = 2,
+        prefetch_batches: int = 2,
+        max_bad_samples: int = 100,
+    ) -> None:
+        shards = _shards_of(snapshot, split)
+        self._decode = decode
+        self._order = EvalOrder([shard.num_samples for shard in shards], batch_size, rank, world_size)
+        self.num_samples = sum(shard.num_samples for shard in shards)
+        self.num_steps = self._order.num_steps
+        self._batch_reader = BatchReader(
+            ShardReader(store, shards, cache),
+            decode.image_size_px,
+            num_threads=num_threads,
+            prefetch_batches=prefetch_batches,
+            max_bad_samples=max_bad_samples,
+        )
+
+    @property
+    def bad_keys(self) -> tuple[str, ...]:
+        """Keys of the samples that could not be decoded so far, on this rank."""
+        return tuple(self._batch_reader.bad_keys)
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield all batches; their epoch is 0. Close the iterator to stop early."""
+
+        def decode(content: bytes, row: int, out_HWC: Pixels) -> None:
+            decode_eval(content, self._decode, out_HWC)
+
+        return self._batch_reader.batches(0, range(self.num_steps), self._order.batch, lambda _: decode)
+
+
+def _shards_of(snapshot: Snapshot, split: str) -> Sequence[ShardInfo]:
+    if split not in snapshot.splits:
+        raise InputError(
+            f"snapshot {snapshot.id} has no split {split!r}; it has {', '.join(sorted(snapshot.splits))}."
+        )
+    return snapshot.splits[split]

@@ -1,0 +1,204 @@
+"""Whole shards on the node's disk, shared by all ranks of the node, within a byte budget.
+
+Files are named by content (the shard's sha256) and appear by rename, so a crash leaves nothing that
+could be mistaken for a shard. `flock` keeps two processes from fetching the same shard; the kernel
+drops it with its process, so a kill -9 blocks nobody.
+
+    FOLDER/shards/SHA256.tar            whole shards; modification time = last opened
+    FOLDER/incoming/SHA256-SIZE/        a download under way; counts as SIZE bytes of the budget
+    FOLDER/locks/                       257 empty files
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data.errors import InputError
+from data.store import Store, StoreError
+from data.types import ShardInfo
+
+_log = logging.getLogger(__name__)
+
+_DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+_BUDGET_LOCK = "budget"
+
+
+class CachedShard:
+    """An open shard. Stays readable after its file is evicted; closes with its last reference."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def read(self, offset: int, size_bytes: int) -> bytes:
+        """Return up to `size_bytes` bytes from `offset`; for several threads at once."""
+        return os.pread(self._descriptor, size_bytes, offset)
+
+    @property
+    def is_evicted(self) -> bool:
+        """Say whether the file is gone and only this descriptor keeps its space occupied."""
+        return os.fstat(self._descriptor).st_nlink == 0
+
+
+class ShardCache:
+    """A folder of shards with a budget. For any number of processes and threads; picklable.
+
+    Raises `InputError` when the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path, budget_bytes: int) -> None:
+        if budget_bytes < 0:
+            raise InputError(f"the cache's budget_bytes is {budget_bytes}; it must not be negative.")
+        self._folder = folder
+        self._budget_bytes = budget_bytes
+        self._has_warned = False
+        try:
+            for part in ("shards", "incoming", "locks"):
+                (folder / part).mkdir(parents=True, exist_ok=True)
+            for name in (_BUDGET_LOCK, *(f"{number:02x}" for number in range(256))):
+                (folder / "locks" / name).touch(0o600)  # Now: a full disk must not stop locking later.
+        except OSError as error:
+            raise InputError(
+                f"the cache folder {folder} cannot be made: {error.strerror}; choose another one."
+            ) from error
+        self._sweep_incoming()
+
+    def open(self, store: Store, shard: ShardInfo) -> CachedShard | None:
+        """Open a shard, fetching it first if need be; None where it has no room: stream it.
+
+        Waits while another process fetches it. Raises `StoreError` when it cannot be fetched.
+        """
+        cached = self._open_file(shard)
+        if cached is not None:
+            return cached
+        if shard.size_bytes > self._budget_bytes:
+            self._warn_once(f"shard {shard.path} is larger than the budget of {self._budget_bytes} bytes")
+            return None
+        with self._lock(shard.sha256[:2], f"shard {shard.path}"):
+            cached = self._open_file(shard)  # The process that held the lock may have fetched it.
+            if cached is None and self._fetch(store, shard):
+                cached = self._open_file(shard)
+            return cached
+
+    def discard(self, shard: ShardInfo) -> None:
+        """Remove a shard whose file turned out to be damaged."""
+        self._file(shard).unlink(missing_ok=True)
+
+    def _file(self, shard: ShardInfo) -> Path:
+        return self._folder / "shards" / f"{shard.sha256}.tar"
+
+    def _open_file(self, shard: ShardInfo) -> CachedShard | None:
+        try:
+            descriptor = os.open(self._file(shard), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        os.utime(descriptor)  # Least recently used goes first.
+        return CachedShard(descriptor)
+
+    def _fetch(self, store: Store, shard: ShardInfo) -> bool:
+        """Download a shard under its lock; False where neither budget nor disk has room."""
+        incoming = self._folder / "incoming" / f"{shard.sha256}-{shard.size_bytes}"
+        try:
+            while self._reserve(incoming, shard.size_bytes):
+                try:
+                    store.download(shard.path, incoming / "shard.tar")
+                    self._check_size(incoming / "shard.tar", store, shard)
+                    (incoming / "shard.tar").replace(self._file(shard))
+                    return True
+                except OSError as error:
+                    if not _is_disk_full(error):
+                        raise
+                shutil.rmtree(incoming, ignore_errors=True)
+                if not self._evict_oldest():
+                    break
+            self._warn_once(f"no room for shard {shard.path} ({shard.size_bytes} bytes)")
+            return False
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
+
+    @staticmethod
+    def _check_size(file: Path, store: Store, shard: ShardInfo) -> None:
+        size_bytes = file.stat().st_size
+        if size_bytes != shard.size_bytes:
+            raise StoreError(
+                f"{store.uri}/{shard.path} has {size_bytes} bytes, its snapshot says {shard.size_bytes}; "
+                "restore it or build the dataset again"
+            )
+
+    def _reserve(self, incoming: Path, size_bytes: int) -> bool:
+        """Evict until the budget has room for a download, and take that room."""
+        with self._lock(_BUDGET_LOCK, "the budget"):
+            while self._used_bytes() + size_bytes > self._budget_bytes:
+                if not self._evict_oldest():
+                    return False
+            incoming.mkdir(exist_ok=True)
+            return True
+
+    def _used_bytes(self) -> int:
+        on_their_way = sum(
+            int(entry.name.rpartition("-")[2]) for entry in os.scandir(self._folder / "incoming")
+        )
+        return on_their_way + sum(size_bytes for _, size_bytes, _ in self._files())
+
+    def _files(self) -> list[tuple[int, int, str]]:
+        """Return (last opened in ns, size in bytes, path) of each shard."""
+        found: list[tuple[int, int, str]] = []
+        for entry in os.scandir(self._folder / "shards"):
+            try:
+                status = entry.stat()
+            except FileNotFoundError:  # Another process discarded it meanwhile.
+                continue
+            found.append((status.st_mtime_ns, status.st_size, entry.path))
+        return found
+
+    def _evict_oldest(self) -> bool:
+        files = self._files()
+        if not files:
+            return False
+        Path(min(files)[2]).unlink(missing_ok=True)
+        return True
+
+    def _sweep_incoming(self) -> None:
+        """Remove what killed processes left: downloads whose lock nobody holds."""
+        for entry in os.scandir(self._folder / "incoming"):
+            with self._lock(entry.name[:2], entry.name, wait=False) as is_held:
+                if is_held:
+                    shutil.rmtree(entry.path, ignore_errors=True)
+
+    @contextmanager
+    def _lock(self, name: str, what: str, *, wait: bool = True) -> Generator[bool]:
+        """Hold a lock file, against threads as well as processes; False without `wait` if taken."""
+        descriptor = os.open(self._folder / "locks" / name, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    yield False
+                    return
+                _log.debug("waiting for another process to fetch %s", what)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield True
+        finally:
+            os.close(descriptor)
+
+    def _warn_once(self, reason: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning("the cache %s does not hold all: %s; reading from the store", self._folder, reason)
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Look through the causes: a store wraps the file system's error in its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL_ERRNOS:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,65 @@
+"""The Parquet index that stands beside each tar: one row a sample, in the tar's order."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.store import Store, StoreError
+from data.types import ShardInfo
+
+# pyarrow ships no types: these names say what is meant, checkers see Any.
+Table: TypeAlias = Any
+Schema: TypeAlias = Any
+
+INDEX_SCHEMA: Schema = pa.schema(
+    [
+        ("key", pa.string()),  # in the tar: escaped
+        ("name", pa.string()),  # the record's key
+        ("path", pa.string()),  # in the corpus
+        ("offset", pa.int64()),  # of the image's bytes, in the tar
+        ("size", pa.int64()),  # of the image's bytes
+        ("extension", pa.string()),
+        ("labels", pa.list_(pa.int32())),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("crc32c", pa.uint32()),
+        ("sha256", pa.string()),
+        ("reencoded", pa.bool_()),
+    ]
+)
+
+
+def parquet_bytes(rows: Sequence[dict[str, Any]], schema: Schema) -> bytes:
+    """Encode rows as Parquet; the same rows and pyarrow give the same bytes."""
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def parquet_table(content: bytes) -> Table:
+    """Decode what `parquet_bytes` returned."""
+    return pq.read_table(io.BytesIO(content))
+
+
+def put_parquet(dataset: Store, folder: str, rows: Sequence[dict[str, Any]], schema: Schema) -> str:
+    """Write rows under a name made of their content, and return the path."""
+    content = parquet_bytes(rows, schema)
+    path = f"{folder}/{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+    dataset.put(path, content)
+    return path
+
+
+def read_index(dataset: Store, shard: ShardInfo) -> Table:
+    """Return a shard's index (columns: `INDEX_SCHEMA`); `StoreError` if it is not the one written."""
+    content = dataset.get(shard.index_path)
+    found = hashlib.sha256(content).hexdigest()
+    if found != shard.index_sha256:
+        raise StoreError(
+            f"{dataset.uri}/{shard.index_path} is damaged: sha256 {found[:12]}..., "
+            f"its snapshot says {shard.index_sha256[:12]}...; restore it or build the dataset again"
+        )
+    return parquet_table(content)

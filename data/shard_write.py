@@ -1,0 +1,223 @@
+"""Write one shard: fetch, validate, hash, tar, index, upload."""
+
+import hashlib
+import json
+import tarfile
+import tempfile
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import PIL
+
+from data.image_check import BadImageError, CheckedImage, ImageLimits, check_image, quiet_pillow
+from data.shard_index import INDEX_SCHEMA, parquet_bytes, read_index
+from data.shard_plan import ShardPlan
+from data.store import ObjectNotFoundError, Store, StoreError
+from data.tar_write import TarWriter
+from data.types import Record, Reject, Sample, ShardInfo
+from data.webdataset_key import escape_key
+
+# Raise it when the bytes written for the same input change.
+SHARD_FORMAT_VERSION = 1
+
+# Small objects cost a round trip each. At most this many images wait in memory.
+_NUM_FETCH_THREADS = 8
+
+_JSON_SEPARATORS = (",", ":")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardResult:
+    """What became of one plan."""
+
+    info: ShardInfo | None
+    """None where no image was usable."""
+    split: str
+    rejects: tuple[Reject, ...]
+
+
+def write_shard(plan: ShardPlan, *, corpus: Store, dataset: Store, limits: ImageLimits) -> ShardResult:
+    """Write the plan's usable images as `shards/SPLIT-HASH.tar` with its index beside it.
+
+    A sample's members: KEY.png or KEY.jpg; KEY.cls, the class index (samples with one label);
+    KEY.json with the original name. A plan finished before, by whichever process, is not read
+    again. Raises `StoreError` where a store fails or an image changes size while it is read.
+    """
+    receipt_path = _receipt_path(plan, corpus, limits)
+    finished = _read_receipt(dataset, receipt_path)
+    if finished is not None:
+        return finished
+    class_index = {name: index for index, name in enumerate(plan.classes)}
+    rows: list[dict[str, Any]] = []
+    rejects: list[Reject] = []
+    with tempfile.TemporaryDirectory(prefix="shard-") as scratch, quiet_pillow():
+        tar_path = Path(scratch) / "shard.tar"
+        with TarWriter(tar_path) as tar:
+            for record, outcome in _check_records(plan.records, corpus, limits):
+                if isinstance(outcome, Reject):
+                    rejects.append(outcome)
+                else:
+                    rows.append(_add_sample(tar, record, outcome, class_index))
+        info = _publish(tar, tar_path, rows, plan.split, dataset) if rows else None
+    result = ShardResult(info=info, split=plan.split, rejects=tuple(rejects))
+    dataset.put(receipt_path, json.dumps(asdict(result)).encode())
+    return result
+
+
+def write_shards_here(
+    corpus: Store, dataset: Store, limits: ImageLimits
+) -> Callable[[list[ShardPlan]], list[ShardResult]]:
+    """Return a function that writes plans one after another in this process."""
+
+    def run_all(plans: list[ShardPlan]) -> list[ShardResult]:
+        return [write_shard(plan, corpus=corpus, dataset=dataset, limits=limits) for plan in plans]
+
+    return run_all
+
+
+def rewrite_shard(dataset: Store, shard: ShardInfo, split: str, drop: Collection[str]) -> ShardInfo | None:
+    """Write a shard again, from itself, without the samples named in `drop`; None if none is left.
+
+    The old objects stay: another snapshot or a receipt may name them.
+    """
+    dropped = set(drop)
+    kept = [row for row in read_index(dataset, shard).to_pylist() if row["name"] not in dropped]
+    if not kept:
+        return None
+    rows = {row["key"]: row for row in kept}
+    with tempfile.TemporaryDirectory(prefix="shard-") as scratch:
+        old_path, new_path = Path(scratch) / "old.tar", Path(scratch) / "new.tar"
+        dataset.download(shard.path, old_path)
+        with tarfile.open(old_path) as old, TarWriter(new_path) as new:
+            for member in old:
+                key, _, extension = member.name.partition(".")
+                if key not in rows:
+                    continue
+                file = old.extractfile(member)
+                assert file is not None
+                offset = new.add(member.name, file.read())
+                if extension == rows[key]["extension"]:
+                    rows[key]["offset"] = offset
+        return _publish(new, new_path, kept, split, dataset)
+
+
+def _check_records(
+    records: Iterable[Record], corpus: Store, limits: ImageLimits
+) -> Iterator[tuple[Record, CheckedImage | Reject]]:
+    """Fetch ahead in threads, decode in order."""
+
+    def fetch(record: Record) -> bytes | Reject:
+        return _fetch(record, corpus, limits)
+
+    with ThreadPoolExecutor(_NUM_FETCH_THREADS) as pool:
+        waiting: deque[tuple[Record, Future[bytes | Reject]]] = deque()
+        try:
+            for record in records:
+                waiting.append((record, pool.submit(fetch, record)))
+                if len(waiting) > _NUM_FETCH_THREADS:
+                    ahead, future = waiting.popleft()
+                    yield ahead, _check(ahead, future.result(), limits)
+            for ahead, future in waiting:
+                yield ahead, _check(ahead, future.result(), limits)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _fetch(record: Record, corpus: Store, limits: ImageLimits) -> bytes | Reject:
+    if record.size_bytes > limits.max_bytes:
+        detail = f"{record.size_bytes} bytes, allowed {limits.max_bytes}"
+        return _reject(record, "too_large", detail)
+    try:
+        content = corpus.get(record.path)
+    except ObjectNotFoundError:
+        return _reject(record, "missing", "listed, but gone when it was read")
+    if len(content) != record.size_bytes:
+        # Not a reject: a read cut short looks the same, and a fault is never a bad sample.
+        raise StoreError(
+            f"{corpus.uri}/{record.path}: {len(content)} bytes read, {record.size_bytes} listed; "
+            "it changed since, or the read was cut short: run again"
+        )
+    return content
+
+
+def _check(record: Record, content: bytes | Reject, limits: ImageLimits) -> CheckedImage | Reject:
+    if isinstance(content, Reject):
+        return content
+    try:
+        return check_image(content, limits)
+    except BadImageError as error:
+        return _reject(record, error.reason, error.detail)
+
+
+def _reject(record: Record, reason: str, detail: str) -> Reject:
+    return Reject(key=record.key, path=record.path, reason=reason, detail=detail, etag=record.etag)
+
+
+def _add_sample(
+    tar: TarWriter, record: Record, image: CheckedImage, class_index: Mapping[str, int]
+) -> dict[str, Any]:
+    """Append the sample's members and return its index row."""
+    sample = Sample(
+        key=record.key,
+        image_bytes=image.image_bytes,
+        extension=image.extension,
+        labels=tuple(class_index[label] for label in record.labels),
+        width=image.width,
+        height=image.height,
+        crc32c=google_crc32c.value(image.image_bytes),
+        sha256=hashlib.sha256(image.image_bytes).hexdigest(),
+    )
+    key = escape_key(record.key)
+    # All of the index that the members do not say otherwise: equal tars have equal indexes.
+    about = {
+        "name": record.key, "path": record.path, "labels": record.labels, "reencoded": image.reencoded,
+    }  # fmt: skip
+    offset = tar.add(f"{key}.{sample.extension}", sample.image_bytes)
+    if len(sample.labels) == 1:
+        tar.add(f"{key}.cls", str(sample.labels[0]).encode())
+    tar.add(f"{key}.json", json.dumps(about, separators=_JSON_SEPARATORS).encode())
+    return {
+        "key": key, "name": record.key, "path": record.path, "offset": offset,
+        "size": len(sample.image_bytes), "extension": sample.extension, "labels": list(sample.labels),
+        "width": sample.width, "height": sample.height, "crc32c": sample.crc32c, "sha256": sample.sha256,
+        "reencoded": image.reencoded,
+    }  # fmt: skip
+
+
+def _publish(
+    tar: TarWriter, tar_path: Path, rows: list[dict[str, Any]], split: str, dataset: Store
+) -> ShardInfo:
+    """Upload under names made of the content: a rerun or a rival writes the same bytes again."""
+    path = f"shards/{split}-{tar.sha256[:16]}.tar"
+    index_path = f"shards/{split}-{tar.sha256[:16]}.parquet"
+    index = parquet_bytes(rows, INDEX_SCHEMA)
+    dataset.upload(tar_path, path)
+    dataset.put(index_path, index)
+    return ShardInfo(
+        path=path, index_path=index_path, num_samples=len(rows), size_bytes=tar.size_bytes,
+        crc32c=tar.crc32c, sha256=tar.sha256, index_sha256=hashlib.sha256(index).hexdigest(),
+    )  # fmt: skip
+
+
+def _receipt_path(plan: ShardPlan, corpus: Store, limits: ImageLimits) -> str:
+    """Name all that the result depends on; Pillow, because it writes the re-encoded images."""
+    identity = [SHARD_FORMAT_VERSION, PIL.__version__, corpus.uri, asdict(limits), asdict(plan)]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return f"receipts/{digest[:32]}.json"
+
+
+def _read_receipt(dataset: Store, path: str) -> ShardResult | None:
+    try:
+        found = json.loads(dataset.get(path))
+    except ObjectNotFoundError:
+        return None
+    info = ShardInfo(**found["info"]) if found["info"] else None
+    if info and not (dataset.exists(info.path) and dataset.exists(info.index_path)):
+        return None
+    rejects = tuple(Reject(**reject) for reject in found["rejects"])
+    return ShardResult(info=info, split=found["split"], rejects=rejects)

@@ -1,0 +1,163 @@
+"""Samples of tar shards by (shard, row): the Parquet index says where the bytes are.
+
+Every image's crc32c is checked on every read. Memory is O(shards touched): indexes are kept least
+recently used, within a number of rows.
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data.errors import InputError
+from data.shard_cache import CachedShard, ShardCache
+from data.shard_index import read_index
+from data.store import Store, StoreError
+from data.types import ShardInfo
+
+__all__ = ["CorruptShardError", "ShardCache", "ShardReader", "StoredImage"]
+
+_log = logging.getLogger(__name__)
+
+_MAX_INDEX_ROWS = 1_000_000
+"""About 70 bytes each."""
+_MAX_OPEN_SHARDS = 128
+
+
+class CorruptShardError(StoreError):
+    """A shard's bytes are not those that its index or snapshot names, in the store as well."""
+
+
+class StoredImage(NamedTuple):
+    """One sample as it stands in a shard."""
+
+    image_bytes: bytes
+    label: int
+    name: str
+    """The record's key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ShardIndex:
+    """What reading needs of an index, by row."""
+
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    crcs: NDArray[np.uint32]
+    labels: NDArray[np.int64]
+    names: pa.Array
+
+
+class ShardReader:
+    """Reads samples of one split's shards. For several threads at once.
+
+    Without a cache, or where it has no room, each image is one ranged read of the store.
+    """
+
+    def __init__(self, store: Store, shards: Sequence[ShardInfo], cache: ShardCache | None) -> None:
+        self._store = store
+        self._shards = shards
+        self._cache = cache
+        self._indexes: OrderedDict[int, _ShardIndex] = OrderedDict()
+        self._num_index_rows = 0
+        self._open: OrderedDict[int, CachedShard | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, shard: int, row: int) -> StoredImage:
+        """Return the sample in row `row` of shard number `shard`.
+
+        Raises `StoreError` where the store fails, `CorruptShardError` where bytes are wrong.
+        """
+        index = self._index(shard)
+        offset, size_bytes = int(index.offsets[row]), int(index.sizes[row])
+        crc = int(index.crcs[row])
+        file = self._cached(shard)
+        if file is not None:
+            image_bytes = file.read(offset, size_bytes)
+            if google_crc32c.value(image_bytes) != crc:
+                self._drop(shard)
+                image_bytes = self._read_from_store(shard, row, offset, size_bytes, crc)
+        else:
+            image_bytes = self._read_from_store(shard, row, offset, size_bytes, crc)
+        return StoredImage(image_bytes, int(index.labels[row]), index.names[row].as_py())
+
+    def _read_from_store(self, shard: int, row: int, offset: int, size_bytes: int, crc: int) -> bytes:
+        path = self._shards[shard].path
+        found = 0
+        for _ in range(2):  # Bytes may have been damaged on their way once.
+            image_bytes = self._store.get_range(path, offset, size_bytes)
+            found = google_crc32c.value(image_bytes)
+            if found == crc:
+                return image_bytes
+        raise CorruptShardError(
+            f"{self._store.uri}/{path} is damaged: row {row} ({size_bytes} bytes at {offset}) has crc32c "
+            f"{found:08x}, its index says {crc:08x}; restore the shard or build the dataset again"
+        )
+
+    def _drop(self, shard: int) -> None:
+        """Forget a damaged file of the cache; the next read fetches the shard again."""
+        _log.warning("the cached copy of shard %s is damaged; fetching it again", self._shards[shard].path)
+        with self._lock:
+            self._open.pop(shard, None)
+        if self._cache is not None:
+            self._cache.discard(self._shards[shard])
+
+    def _cached(self, shard: int) -> CachedShard | None:
+        if self._cache is None:
+            return None
+        with self._lock:
+            if shard in self._open:
+                self._open.move_to_end(shard)
+                return self._open[shard]
+        # Not under the lock: other threads go on reading while this one fetches.
+        file = self._cache.open(self._store, self._shards[shard])
+        with self._lock:
+            self._open[shard] = file
+            for other, opened in list(self._open.items()):
+                if len(self._open) > _MAX_OPEN_SHARDS or (opened is not None and opened.is_evicted):
+                    del self._open[other]
+        return file
+
+    def _index(self, shard: int) -> _ShardIndex:
+        with self._lock:
+            known = self._indexes.get(shard)
+            if known is not None:
+                self._indexes.move_to_end(shard)
+                return known
+        loaded = self._load_index(shard)
+        with self._lock:
+            if shard not in self._indexes:
+                self._indexes[shard] = loaded
+                self._num_index_rows += len(loaded.offsets)
+            while self._num_index_rows > _MAX_INDEX_ROWS and len(self._indexes) > 1:
+                _, oldest = self._indexes.popitem(last=False)
+                self._num_index_rows -= len(oldest.offsets)
+        return loaded
+
+    def _load_index(self, shard: int) -> _ShardIndex:
+        info = self._shards[shard]
+        table = read_index(self._store, info).combine_chunks()
+        if table.num_rows != info.num_samples:
+            raise CorruptShardError(
+                f"{self._store.uri}/{info.index_path} has {table.num_rows} rows, "
+                f"its snapshot says {info.num_samples}; build the dataset again"
+            )
+        labels = table.column("labels").combine_chunks()
+        if not np.array_equal(labels.value_lengths().to_numpy(zero_copy_only=False), np.ones(len(labels))):
+            raise InputError(
+                f"shard {info.path} has samples with no label or several; training needs exactly one each."
+            )
+        return _ShardIndex(
+            offsets=table.column("offset").to_numpy().astype(np.int64),
+            sizes=table.column("size").to_numpy().astype(np.int64),
+            crcs=table.column("crc32c").to_numpy().astype(np.uint32),
+            labels=labels.flatten().to_numpy(zero_copy_only=False).astype(np.int64),
+            names=table.column("name").combine_chunks(),
+        )

@@ -1,0 +1,281 @@
+"""Ray behind two functions: `run_workers` trains on a group of workers, `run_tasks` maps over items.
+
+`run_workers` is its own supervisor. Ray Train's `max_failures` does not cover a fault of its
+controller, of the rendezvous or of its own files, so every attempt is a fresh Ray Train run with no
+retries inside, and what to do about a failure is decided here, in one place. Workers go on from
+their own checkpoints, so an attempt costs only the time to start.
+"""
+
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from coatnet.progress import Progress
+from coatnet.worker import Worker
+from data.store import StoreError
+from infra.ray_channel import Channel, Failure, describe_failure
+from infra.ray_worker import RayWorker
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_POLL_INTERVAL_S = 0.2
+_STOP_GRACE_S = 120.0
+"""For workers to reach the end of a step, or an epoch's evaluation, and save."""
+_RETRY_WAIT_S = 1.0
+_COLLECTIVE_TIMEOUT_S = 600
+_TRANSIENT: Any = [StoreError, OSError]
+"""Raised by a task that is worth running again; Ray's own annotation knows only bool."""
+
+logger = logging.getLogger(__name__)
+
+
+class WorkersFailedError(RuntimeError):
+    """The workers failed, and failed again as often as was allowed. Running the same again resumes."""
+
+
+@dataclass(kw_only=True)
+class _Attempt:
+    """One Ray Train run, watched from the driver."""
+
+    channel: Any
+    thread: threading.Thread
+    outcome: dict[str, Any]
+    """`result`: what rank 0 returned, or `error`: what `fit` raised."""
+
+
+@dataclass(kw_only=True)
+class _StopRequest:
+    """Set by SIGINT or SIGTERM."""
+
+    signal_name: str = ""
+    event: threading.Event = field(default_factory=threading.Event)
+
+
+def run_workers(
+    fn: Callable[[Worker, Any], Any],
+    payload: Any,
+    *,
+    name: str,
+    num_workers: int,
+    show: Callable[[Progress], None],
+    use_gpu: bool = False,
+    cpus_per_worker: int = 1,
+    max_failures: int = 3,
+    storage_path: str | None = None,
+    storage_filesystem: Any = None,
+) -> Any:
+    """Call `fn(worker, payload)` on every worker of a group; return what rank 0 returned.
+
+    The workers share a process group (gloo, or nccl with GPUs). `fn` must resume from its own
+    checkpoints: after a crash (a killed process, a lost node, OSError or RuntimeError) the group is
+    started again, at most `max_failures` times, then WorkersFailedError names the worker's own
+    error. Any other exception of a worker is raised here as it is: bad input, a non-finite loss or
+    a bug would only fail again. SIGINT and SIGTERM make `should_stop` true; what `fn` raises then
+    comes through. `fn`, `payload` and the result are pickled: keep the result small.
+
+    `show` is called with rank 0's progress, in this thread. `storage_path` is where Ray Train keeps
+    its own small files; nothing of value is in them.
+    """
+    assert ray.is_initialized(), "the entry point connects to Ray"
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # notices a dead worker sooner
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths mean the same in workers and driver
+    scaling = ScalingConfig(
+        num_workers=num_workers,
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+    )
+    num_failures = 0
+    with _stop_signals() as stop, tempfile.TemporaryDirectory(prefix="ray-train-") as scratch:
+        while True:
+            run_config = RunConfig(
+                # Ray Train silently resumes an old run of the same name.
+                name=f"{name}-{uuid.uuid4().hex[:8]}",
+                storage_path=storage_path or scratch,
+                storage_filesystem=storage_filesystem,
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+                # DDP's reducer warns of a flag that we set on purpose, past Python's filters.
+                worker_runtime_env={"env_vars": {"TORCH_CPP_LOG_LEVEL": "ERROR"}},
+            )
+            attempt = _start_attempt(fn, payload, scaling, run_config, cpus_per_worker)
+            _watch(attempt, show, stop)
+            if "error" not in attempt.outcome:
+                return attempt.outcome["result"]
+            failure = _explain(attempt)
+            num_failures += 1
+            if failure.is_final or num_failures > max_failures or stop.event.is_set():
+                raise failure.to_exception(WorkersFailedError)
+            logger.warning(
+                "%s: %s; starting again from the last checkpoint (%d of %d)",
+                name,
+                failure.summary(),
+                num_failures,
+                max_failures,
+            )
+            time.sleep(_RETRY_WAIT_S)
+
+
+def _start_attempt(
+    fn: Callable[[Worker, Any], Any],
+    payload: Any,
+    scaling: ScalingConfig,
+    run_config: RunConfig,
+    num_threads: int,
+) -> _Attempt:
+    channel = Channel.remote()
+    trainer = TorchTrainer(
+        _worker_main,
+        train_loop_config={"fn": fn, "payload": payload, "channel": channel, "num_threads": num_threads},
+        scaling_config=scaling,
+        run_config=run_config,
+        torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
+    )
+    outcome: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            outcome["result"] = trainer.fit().return_value
+        except BaseException as error:
+            outcome["error"] = error
+
+    # In a thread: the driver stays free to show progress, and Ray leaves our signal handlers alone.
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    return _Attempt(channel=channel, thread=thread, outcome=outcome)
+
+
+def _worker_main(config: dict[str, Any]) -> Any:
+    """Run in each Ray Train worker."""
+    worker = RayWorker(config["channel"], config["num_threads"])
+    with worker:
+        try:
+            result = config["fn"](worker, config["payload"])
+        except BaseException as error:
+            worker.fail(describe_failure(error, worker.rank))
+            raise
+    return result if worker.rank == 0 else None
+
+
+def _watch(attempt: _Attempt, show: Callable[[Progress], None], stop: _StopRequest) -> None:
+    """Show progress until the attempt ends; pass a stop on, and end workers that do not follow it."""
+    stopped_at_s: float | None = None
+    while attempt.thread.is_alive():
+        attempt.thread.join(_POLL_INTERVAL_S)
+        _show_progress(attempt, show)
+        if not stop.event.is_set():
+            continue
+        if stopped_at_s is None:
+            stopped_at_s = time.monotonic()
+            logger.warning("%s: stopping after this step and a checkpoint", stop.signal_name)
+            attempt.channel.request_stop.remote()
+        elif time.monotonic() - stopped_at_s > _STOP_GRACE_S:
+            attempt.channel.abort.remote()
+    _show_progress(attempt, show)
+
+
+def _show_progress(attempt: _Attempt, show: Callable[[Progress], None]) -> None:
+    for progress in ray.get(attempt.channel.drain.remote()):
+        show(Progress(**progress))
+
+
+def _explain(attempt: _Attempt) -> Failure:
+    """Find what went wrong first: a final error wins over the crashes it causes in other ranks."""
+    failures: list[Failure] = ray.get(attempt.channel.failures.remote())
+    error = attempt.outcome["error"]
+    if isinstance(error, TrainingFailedError):
+        reported = {failure.rank for failure in failures}
+        for rank, death in getattr(error, "worker_failures", {}).items():
+            if rank not in reported:  # killed before it could say anything: the root of the others
+                failures.insert(0, Failure.of_death(death, rank))
+    failures.sort(key=lambda failure: not failure.is_final)
+    if failures:
+        return failures[0]
+    if isinstance(error, TrainingFailedError | RayError):
+        return Failure.of_death(error, None)
+    return describe_failure(error, None)
+
+
+@contextmanager
+def _stop_signals() -> Generator[_StopRequest]:
+    """Turn the first SIGINT or SIGTERM into a request; the second one is a KeyboardInterrupt."""
+    stop = _StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.event.is_set():
+            raise KeyboardInterrupt
+        stop.signal_name = signal.Signals(number).name
+        stop.event.set()
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def run_tasks(
+    fn: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    max_in_flight: int,
+    num_cpus_per_task: float = 1,
+    max_retries: int = 3,
+    on_done: Callable[[int, Result], None] | None = None,
+) -> list[Result]:
+    """Call `fn` on every item as Ray tasks; return the results in the items' order.
+
+    At most `max_in_flight` are submitted at a time. A task whose process dies, or that raises
+    StoreError or another OSError, runs again; any other exception, or a task that keeps failing,
+    cancels the rest and is raised here as it is. `on_done(index, result)` is called in this thread
+    in the order tasks finish.
+    """
+    remote_fn = ray.remote(num_cpus=num_cpus_per_task, max_retries=max_retries, retry_exceptions=_TRANSIENT)(
+        _call
+    )
+    results: dict[int, Result] = {}
+    pending: dict[Any, int] = {}
+    upcoming = iter(enumerate(items))
+    try:
+        while len(results) < len(items):
+            while len(pending) < max_in_flight and (submitted := next(upcoming, None)) is not None:
+                index, item = submitted
+                pending[remote_fn.remote(fn, item)] = index
+            finished, _ = ray.wait(list(pending), num_returns=1)
+            for reference in finished:
+                index = pending.pop(reference)
+                results[index] = _get(reference)
+                if on_done is not None:
+                    on_done(index, results[index])
+    finally:
+        for reference in pending:
+            ray.cancel(reference, force=False)
+    return [results[index] for index in range(len(items))]
+
+
+def _call(fn: Callable[[Any], Any], item: Any) -> Any:
+    return fn(item)
+
+
+def _get(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause from error

@@ -1,0 +1,248 @@
+"""A prefix of an S3 bucket as a `data.store.Store`; S3 here is AWS or anything that speaks it.
+
+It relies on little, because compatible stores differ: plain GET, PUT, HEAD, LIST, DELETE, ranges,
+multipart uploads and `If-None-Match: *`. No `If-Match`, and no order of listings.
+"""
+
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import urllib3.exceptions
+from boto3.s3.transfer import TransferConfig
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+)
+from botocore.exceptions import (
+    ConnectionError as BotoConnectionError,
+)
+
+from data.store import ObjectInfo, ObjectNotFoundError, StoreError
+from infra.folder_store import check_object_path
+from infra.s3_client import HASTE, LazyClient, S3Patience
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ObjectTypeDef
+
+T = TypeVar("T")
+
+_LONGEST_PAUSE_S = 8.0
+_RETRIED_CODES = frozenset(
+    {"BadDigest", "IncompleteBody", "RequestTimeout", "SlowDown", "ThrottlingException"}
+)
+_MULTIPART = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=32 << 20, max_concurrency=4)
+_READ_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Store:
+    """The objects of `bucket` below `prefix` ("" for the whole bucket); safe to share by threads."""
+
+    bucket: str
+    prefix: str = ""
+    _client: LazyClient = field(default_factory=lambda: LazyClient(S3Patience()), repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.prefix:
+            check_object_path(self.prefix)
+
+    @property
+    def uri(self) -> str:
+        """`s3://bucket/prefix`, not encoded, as the AWS tools write it."""
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def sub(self, path: str) -> "S3Store":
+        """Return the store rooted at `path` below this one; it shares the client."""
+        return S3Store(bucket=self.bucket, prefix=self.key(path), _client=self._client)
+
+    def key(self, path: str) -> str:
+        """Return the bucket's key of an object of this store."""
+        check_object_path(path)
+        return f"{self.prefix}/{path}" if self.prefix else path
+
+    def in_haste(self) -> "S3Store":
+        """Return the same store with little patience, for checks."""
+        return S3Store(bucket=self.bucket, prefix=self.prefix, _client=LazyClient(HASTE))
+
+    def endpoint(self) -> str:
+        """Return the URL that requests go to. Raises `BotoCoreError` for a broken AWS config."""
+        return self._client.get().meta.endpoint_url
+
+    def try_listing(self) -> None:
+        """Ask for one name; raises `StoreError` where the bucket cannot be listed."""
+        self._call("", lambda s3: s3.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1))
+
+    def get(self, path: str) -> bytes:
+        """Return the object's bytes."""
+        key = self.key(path)
+        return self._call(path, lambda s3: s3.get_object(Bucket=self.bucket, Key=key)["Body"].read())
+
+    def get_range(self, path: str, start: int, size_bytes: int) -> bytes:
+        """Return exactly `size_bytes` bytes from `start`; a shorter object is a `StoreError`."""
+        if size_bytes == 0:
+            return b""
+        key, span = self.key(path), f"bytes={start}-{start + size_bytes - 1}"
+
+        def read(s3: "S3Client") -> bytes:
+            return s3.get_object(Bucket=self.bucket, Key=key, Range=span)["Body"].read()
+
+        content = self._call(path, read)
+        if len(content) != size_bytes:
+            raise StoreError(
+                f"{self.uri}/{path}: wanted {size_bytes} bytes from {start}, got {len(content)}; "
+                "the object is shorter than its index says"
+            )
+        return content
+
+    def download(self, path: str, target: Path) -> None:
+        """Copy an object to a file that appears whole or not at all."""
+        key = self.key(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".coatnet-partial-{uuid.uuid4().hex}")
+
+        def read(s3: "S3Client") -> None:
+            body = s3.get_object(Bucket=self.bucket, Key=key)["Body"]
+            with partial.open("wb") as file:
+                # The loop's last, empty read checks the length and the checksum.
+                while block := body.read(_READ_BLOCK_BYTES):
+                    file.write(block)
+
+        try:
+            self._call(path, read)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def put(self, path: str, content: bytes) -> None:
+        """Write or replace an object."""
+        key = self.key(path)
+        self._call(path, lambda s3: s3.put_object(Bucket=self.bucket, Key=key, Body=content))
+
+    def put_if_absent(self, path: str, content: bytes) -> bool:
+        """Write unless the object exists; of several writers exactly one gets True."""
+        key = self.key(path)
+        # A repeated request may be refused because of its own first try, whose answer got lost:
+        # the object then carries this mark.
+        mark = uuid.uuid4().hex
+
+        def write(s3: "S3Client") -> bool:
+            try:
+                s3.put_object(
+                    Bucket=self.bucket, Key=key, Body=content, IfNoneMatch="*", Metadata={"writer": mark}
+                )
+            except ClientError as error:
+                if _status(error) not in (409, 412):
+                    raise
+                return self._is_marked(s3, key, mark, conflict=error)
+            return True
+
+        return self._call(path, write)
+
+    def upload(self, source: Path, path: str) -> None:
+        """Write the file `source` as an object, in parts where it is big."""
+        key = self.key(path)
+
+        def write(s3: "S3Client") -> None:
+            with source.open("rb") as file:
+                s3.upload_fileobj(file, self.bucket, key, Config=_MULTIPART)
+
+        self._call(path, write)
+
+    def exists(self, path: str) -> bool:
+        """Say whether the object is there."""
+        key = self.key(path)
+        try:
+            self._call(path, lambda s3: s3.head_object(Bucket=self.bucket, Key=key))
+        except ObjectNotFoundError:
+            return False
+        return True
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield every object below the folder `prefix` ("" for all), sorted by path.
+
+        The listing is held in memory to be sorted: some stores list in directory order.
+        """
+        root = f"{self.prefix}/" if self.prefix else ""
+        below = f"{self.key(prefix)}/" if prefix else root
+
+        def read(s3: "S3Client") -> list[ObjectInfo]:
+            pages = s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=below)
+            found = [_info(entry, root) for page in pages for entry in page.get("Contents", [])]
+            # A name that ends in "/" is a console's marker of an empty folder.
+            return [info for info in found if not info.path.endswith("/")]
+
+        yield from sorted(self._call(prefix, read), key=lambda info: info.path)
+
+    def delete(self, path: str) -> None:
+        """Remove an object; absent is fine."""
+        key = self.key(path)
+        self._call(path, lambda s3: s3.delete_object(Bucket=self.bucket, Key=key))
+
+    def _is_marked(self, s3: "S3Client", key: str, mark: str, conflict: ClientError) -> bool:
+        """Say whether the object that stands in the way is our own write.
+
+        Raises `conflict` where nothing stands there (409: two writes crossed), for another try.
+        """
+        try:
+            found = s3.head_object(Bucket=self.bucket, Key=key)
+        except ClientError as error:
+            raise conflict if _status(error) == 404 else error from error
+        return found["Metadata"].get("writer") == mark
+
+    def _call(self, path: str, operation: "Callable[[S3Client], T]") -> T:
+        """Run one operation until it succeeds, fails for good, or patience ends."""
+        deadline = time.monotonic() + self._client.patience.retry_s
+        longest_pause_s = 1.0
+        while True:
+            try:
+                return operation(self._client.get())
+            except (BotoCoreError, ClientError, urllib3.exceptions.HTTPError) as error:
+                # Full jitter: callers that failed together do not come back together.
+                pause_s = random.uniform(0.1, longest_pause_s)
+                if not _is_transient(error) or time.monotonic() + pause_s > deadline:
+                    raise self._fault(path, error) from error
+            time.sleep(pause_s)
+            longest_pause_s = min(_LONGEST_PAUSE_S, 2.0 * longest_pause_s)
+
+    def _fault(self, path: str, error: Exception) -> StoreError:
+        uri = f"{self.uri}/{path}".rstrip("/")
+        if isinstance(error, ClientError) and _status(error) == 404 and _code(error) != "NoSuchBucket":
+            return ObjectNotFoundError(f"{uri} does not exist")
+        return StoreError(f"{uri}: {error}")
+
+
+def _info(entry: "ObjectTypeDef", root: str) -> ObjectInfo:
+    key, size_bytes, etag = entry.get("Key"), entry.get("Size"), entry.get("ETag")
+    assert key is not None, "S3 lists every object with its key"
+    assert size_bytes is not None, "S3 lists every object with its size"
+    return ObjectInfo(path=key.removeprefix(root), size_bytes=size_bytes, etag=(etag or "").strip('"'))
+
+
+def _status(error: ClientError) -> int:
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+
+
+def _code(error: ClientError) -> str:
+    return error.response.get("Error", {}).get("Code", "")
+
+
+def _is_transient(error: Exception) -> bool:
+    if isinstance(error, ClientError):
+        return _status(error) >= 500 or _status(error) in (409, 412, 429) or _code(error) in _RETRIED_CODES
+    transient = (
+        BotoConnectionError,
+        HTTPClientError,
+        IncompleteReadError,
+        FlexibleChecksumError,
+        urllib3.exceptions.HTTPError,
+    )
+    return isinstance(error, transient)

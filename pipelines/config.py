@@ -1,0 +1,216 @@
+"""The run's configuration: one frozen tree, parsed once.
+
+Defaults < YAML files in order < dotted overrides. `recipe` holds what changes the result,
+`runtime` what does not (workers, bucket, prefetch); only `recipe` enters a fingerprint.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeVar, get_type_hints
+
+import jsonargparse
+
+from coatnet.config import ModelConfig
+from coatnet.train_config import TrainConfig
+from coatnet.variants import model_config
+from data.augment import AugmentConfig
+from data.build import ShardingConfig
+from data.decode import DecodeConfig
+from data.errors import InputError
+from data.order import OrderConfig
+from pipelines.promotion import GatePolicy
+
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """One training phase: which images, seen how, learned how."""
+
+    classes: tuple[str, ...] | None = None
+    """Class folders to take; all by default."""
+    max_train_per_class: int | None = None
+    """Keep at most this many training images of each class."""
+    global_batch_size: int = 128
+    num_lanes: int = 8
+    """Independent streams that a global batch is made of; at least the number of workers."""
+    shuffle_window: int = 16384
+    """Samples that a shuffle window holds, over all lanes."""
+    stochastic_depth_rate: float = 0.0
+    decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(image_size_px=224))
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def order(self, seed: int) -> OrderConfig:
+        """Return the order of this phase's samples under the recipe's seed."""
+        return OrderConfig(
+            global_batch_size=self.global_batch_size,
+            num_lanes=self.num_lanes,
+            shuffle_window=self.shuffle_window,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig:
+    """How a corpus becomes shards."""
+
+    eval_fraction: float = 0.1
+    """Share of the images kept for evaluation, where the corpus has no split folders."""
+    shard_size_bytes: int = 64 * 1024 * 1024
+    max_reject_fraction: float = 0.05
+    """More unreadable images than this share stop the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that changes the result."""
+
+    seed: int = 0
+    model: str = "coatnet_0"
+    model_overrides: dict[str, Any] = field(default_factory=dict)
+    """Fields of `coatnet.ModelConfig` to replace in the named model."""
+    shard: ShardConfig = field(default_factory=ShardConfig)
+    pretrain: PhaseConfig = field(default_factory=PhaseConfig)
+    finetune: PhaseConfig = field(default_factory=PhaseConfig)
+    gate: GatePolicy = field(default_factory=lambda: GatePolicy(min_top1=0.5))
+
+    def __post_init__(self) -> None:
+        self.model_config(num_classes=1)
+
+    def model_config(self, num_classes: int) -> ModelConfig:
+        """Return the pretraining model's config; bias tables are sized by its resolution."""
+        overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in self.model_overrides.items()}
+        return model_config(
+            self.model,
+            num_classes=num_classes,
+            pretrain_image_size_px=self.pretrain.decode.image_size_px,
+            stochastic_depth_rate=self.pretrain.stochastic_depth_rate,
+            mean=self.pretrain.augment.mean,
+            std=self.pretrain.augment.std,
+            **overrides,
+        )
+
+    def sharding(self, phase: PhaseConfig) -> ShardingConfig:
+        """Return how the images of one phase are sharded."""
+        return ShardingConfig(
+            classes=phase.classes,
+            max_train_per_class=phase.max_train_per_class,
+            eval_fraction=self.shard.eval_fraction,
+            shard_size_bytes=self.shard.shard_size_bytes,
+            max_reject_fraction=self.shard.max_reject_fraction,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Where and on what it runs; nothing here changes the result."""
+
+    root: str = "s3://coatnet"
+    """Where shards, checkpoints and records go: s3://bucket/prefix or file:///path."""
+    experiment: str = "coatnet"
+    """MLflow experiment."""
+    model_name: str = "coatnet"
+    """Name in MLflow's model registry."""
+    num_workers: int = 2
+    """Training processes."""
+    cpus_per_worker: int = 1
+    use_gpu: bool = False
+    """One GPU a worker."""
+    shard_tasks_in_flight: int = 16
+    decode_threads: int = 2
+    prefetch_batches: int = 3
+    cache_dir: str = "/tmp/coatnet-cache"
+    """Node-local folder for shards."""
+    cache_size_bytes: int = 20 * 1024**3
+    checkpoint_every_steps: int = 200
+    max_failures: int = 3
+    """Worker crashes to survive in one stage."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "shard_tasks_in_flight", "checkpoint_every_steps", "prefetch_batches"):
+            if getattr(self, name) < 1:
+                raise InputError(f"runtime.{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run of the pipeline."""
+
+    corpus: str = "cifar10"
+    """Class folders of images, local or s3://, with or without train/ and test/ above them;
+    `cifar10` fetches the demo's photographs."""
+    recipe: Recipe = field(default_factory=Recipe)
+    runtime: Runtime = field(default_factory=Runtime)
+
+
+def parse_run_config(argv: Sequence[str], description: str) -> RunConfig:
+    """Read `--config FILE ...` and dotted overrides into a `RunConfig`.
+
+    The class lists of a config file belong to the corpus that the file names: with another
+    `--corpus`, every class folder is used unless the command line says otherwise.
+    """
+    config = parse_config(RunConfig, argv, description)
+    if not _is_given(argv, "--corpus"):
+        return config
+    recipe = config.recipe
+    for name in ("pretrain", "finetune"):
+        phase: PhaseConfig = getattr(recipe, name)
+        for option in ("classes", "max_train_per_class"):
+            if not _is_given(argv, f"--recipe.{name}.{option}"):
+                phase = replace(phase, **{option: None})
+        recipe = replace(recipe, **{name: phase})
+    return replace(config, recipe=recipe)
+
+
+def parse_config(config_type: type[ConfigT], argv: Sequence[str], description: str) -> ConfigT:
+    """Build any frozen dataclass tree from YAML files and dotted overrides.
+
+    Raises InputError in one line; an unknown key names the valid ones. `--help` exits 0.
+    """
+    parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="A YAML file; may be given several times.")
+    parser.add_class_arguments(config_type, None)
+    try:
+        values = parser.instantiate(parser.parse_args(list(argv)))
+    except jsonargparse.ArgumentError as error:
+        raise InputError(_explain(config_type, str(error))) from None
+    return config_type(**{name: values[name] for name in config_type.__dataclass_fields__})  # pyright: ignore
+
+
+def _is_given(argv: Sequence[str], option: str) -> bool:
+    return any(argument == option or argument.startswith(option + "=") for argument in argv)
+
+
+def _explain(config_type: type, message: str) -> str:
+    """Turn jsonargparse's message into one line that names what is allowed."""
+    line = " ".join(message.split())
+    in_group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", line)
+    unrecognized = re.search(r"unrecognized arguments: --([\w.]+)", line)
+    top = re.search(r"Key '([\w.]+)' is not expected", line)
+    if in_group:
+        key = f"{in_group[1]}.{in_group[2]}"
+    elif unrecognized or top:
+        key = (unrecognized or top)[1]  # pyright: ignore[reportOptionalSubscript]
+    else:
+        return line
+    return _unknown_key(config_type, key)
+
+
+def _unknown_key(config_type: type, key: str) -> str:
+    """Describe an unknown dotted key by the keys of the deepest group that exists."""
+    group, unknown = "", key
+    node: Any = config_type
+    for part in key.split("."):
+        hints = get_type_hints(node) if is_dataclass(node) else {}
+        if part not in hints:
+            unknown = part
+            break
+        node, group = hints[part], f"{group}{part}."
+    names = [f.name for f in fields(node)]
+    near = difflib.get_close_matches(unknown, names, n=1)
+    hint = f"; did you mean {group}{near[0]}?" if near else ""
+    return f"unknown config key {key!r}; keys of {group.rstrip('.') or 'the config'}: {', '.join(names)}{hint}"

@@ -1,0 +1,158 @@
+"""What every entry point shares: error lines, exit codes, Ray, MLflow runs around stages."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from coatnet.loop import TrainingStoppedError
+from data.errors import InputError
+from infra.tracking import RunRef, Tracker, find_or_create_run
+from pipelines.fingerprint import plain
+from pipelines.stage import Workspace
+
+EXIT_BAD_INPUT = 2
+EXIT_STOPPED = 130
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def announce(line: str) -> None:
+    """Print a line of the job's log at once."""
+    print(line, flush=True)
+
+
+def run_main(main: Callable[[list[str]], int]) -> None:
+    """Run an entry point: bad input is one line and exit code 2, a stop exits with 130."""
+    try:
+        code = main(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        code = EXIT_BAD_INPUT
+    except TrainingStoppedError as error:
+        print(f"stopped: {error}", file=sys.stderr, flush=True)
+        code = EXIT_STOPPED
+    except KeyboardInterrupt:
+        print("stopped: run the same command to go on", file=sys.stderr, flush=True)
+        code = EXIT_STOPPED
+    sys.exit(code)
+
+
+def connect_to_ray() -> None:
+    """Join the cluster this process belongs to; without one, start Ray on this machine.
+
+    A submitted job's runtime environment carries this code to the workers; a process started by
+    hand sends the repository itself.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        ray.init(logging_level=logging.WARNING)
+        return
+    # .gitignore and .rayignore keep data, caches and .venv out of what is sent.
+    runtime_env = {"working_dir": str(REPOSITORY)}
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(logging_level=logging.WARNING, runtime_env=runtime_env)
+    else:
+        ray.init(logging_level=logging.WARNING, runtime_env=runtime_env, include_dashboard=False)
+
+
+def check_resources(num_workers: int, cpus_per_worker: float, use_gpu: bool) -> None:
+    """Raise InputError if the cluster can never hold the workers."""
+    have = ray.cluster_resources()
+    for name, wanted in (("CPU", num_workers * cpus_per_worker), ("GPU", num_workers if use_gpu else 0)):
+        if wanted > have.get(name, 0):
+            raise InputError(
+                f"{num_workers} workers need {wanted:g} {name}s; the cluster has {have.get(name, 0):g}: "
+                f"lower runtime.num_workers or add nodes"
+            )
+
+
+def code_version() -> str:
+    """Return the git commit this code is, or `unknown` where there is no repository."""
+    if given := os.environ.get("COATNET_CODE_VERSION"):
+        return given
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedJob:
+    """One MLflow run for the job, with a nested run for each stage that is computed."""
+
+    tracking_uri: str
+    experiment: str
+    parent: RunRef
+    parameters: Mapping[str, Any]
+
+    @staticmethod
+    def start(
+        *, tracking_uri: str, experiment: str, key: str, name: str, parameters: Mapping[str, Any]
+    ) -> "TrackedJob":
+        """Open the job's run, or the one it had before it was stopped."""
+        parent = find_or_create_run(
+            tracking_uri=tracking_uri,
+            experiment=experiment,
+            identity={"coatnet.job": key},
+            name=name,
+            tags={"code.version": code_version()},
+        )
+        tracker = Tracker(parent)
+        tracker.log_params(parameters)
+        tracker.log_json("config.json", plain(parameters))
+        tracker.close()
+        return TrackedJob(
+            tracking_uri=tracking_uri, experiment=experiment, parent=parent, parameters=parameters
+        )
+
+    def stage_run(self, workspace: Workspace) -> RunRef:
+        """Return the stage's own run below the job's."""
+        return find_or_create_run(
+            tracking_uri=self.tracking_uri,
+            experiment=self.experiment,
+            identity={
+                "coatnet.stage_fingerprint": workspace.stage.fingerprint,
+                "mlflow.parentRunId": self.parent.run_id,
+            },
+            name=workspace.stage.name,
+            parent_run_id=self.parent.run_id,
+        )
+
+    def run_stage(self, workspace: Workspace) -> Mapping[str, Any]:
+        """Run a stage inside its MLflow run: its identity, inputs and what it found."""
+        tracker = Tracker(self.stage_run(workspace))
+        tracker.log_params({"fingerprint": workspace.stage.fingerprint, **plain(workspace.stage.identity)})
+        status = "FAILED"
+        try:
+            self._log_datasets(tracker, workspace)
+            output = workspace.stage.run(workspace)
+            tracker.log_json("record.json", plain(output))
+            status = "FINISHED"
+        except (KeyboardInterrupt, TrainingStoppedError):
+            status = "KILLED"
+            raise
+        finally:
+            tracker.finish(status)
+        return output
+
+    def finish(self) -> None:
+        """End the job's run."""
+        Tracker(self.parent).finish()
+
+    def _log_datasets(self, tracker: Tracker, workspace: Workspace) -> None:
+        for record in workspace.inputs:
+            if "snapshot_id" in record.output and "dataset_path" in record.output:
+                tracker.log_dataset(
+                    snapshot_id=record.output["snapshot_id"],
+                    name=record.output["dataset_path"],
+                    uri=record.output["dataset_path"],
+                    context="evaluation" if workspace.stage.name == "evaluate" else "training",
+                )

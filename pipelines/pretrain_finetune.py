@@ -1,0 +1,114 @@
+"""The main job: shard -> pretrain -> finetune -> evaluate -> register -> promote.
+
+    ray job submit --working-dir . -- \
+        python pipelines/pretrain_finetune.py --config pipelines/configs/demo.yaml
+
+Every stage is kept under a fingerprint of what went into it: run the same command again and
+finished stages are skipped, a stopped one goes on from its last checkpoint.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from data.build import list_for_build
+from data.errors import InputError
+from data.store import Store
+from infra.registry import VersionInfo
+from infra.store import open_store
+from pipelines.cifar10 import default_cache_dir, fetch_cifar10
+from pipelines.config import PhaseConfig, RunConfig, parse_run_config
+from pipelines.job import announce, run_main
+from pipelines.preflight import check_services
+from pipelines.review import VERDICT_TAG, check_champion_fits
+from pipelines.session import Session
+from pipelines.stage import StageRecord
+from pipelines.stages import shard_stage
+
+
+def main(argv: list[str]) -> int:
+    """Run the job; returns 0, raises InputError for what a user can mend."""
+    config = parse_run_config(argv, "Pretrain and finetune a CoAtNet on a folder of images.")
+    for line in run(config):
+        announce(line)
+    return 0
+
+
+def run(config: RunConfig) -> list[str]:
+    """Build the stages, compute what is missing, decide about the new model; return a summary."""
+    recipe, runtime = config.recipe, config.runtime
+    corpus = open_corpus(config.corpus)
+    tracking_uri = check_services(runtime, corpus)
+    session = Session(recipe, runtime, tracking_uri, actor="pipelines/pretrain_finetune.py")
+    phases = {"pretrain": recipe.pretrain, "finetune": recipe.finetune}
+    listings = {name: list_for_build(corpus, recipe.sharding(phase)) for name, phase in phases.items()}
+    check_champion_fits(session.registry.champion(runtime.model_name), listings["finetune"].classes)
+    warn_about_new_augmentation(recipe.pretrain, recipe.finetune)
+    session.connect()
+
+    datasets = {
+        name: shard_stage(corpus, listings[name], recipe.sharding(phase), runtime, announce)
+        for name, phase in phases.items()
+    }
+    pretrain = session.train("pretrain", recipe.pretrain, datasets["pretrain"], None)
+    finetune = session.train("finetune", recipe.finetune, datasets["finetune"], pretrain)
+    evaluation = session.evaluate(datasets["finetune"], finetune, recipe.finetune.decode)
+
+    key = evaluation.fingerprint
+    session.start(key=key, name=f"{recipe.model} {key}", parameters=asdict(config))
+    records = [
+        session.materialize(stage)
+        for stage in (datasets["pretrain"], datasets["finetune"], pretrain, finetune, evaluation)
+    ]
+    version = session.review(datasets["finetune"], finetune, evaluation, recipe.finetune.decode)
+    session.finish()
+    return summary(*records[2:], version=version)
+
+
+def open_corpus(corpus: str) -> Store:
+    """Open a folder or bucket of images; the name `cifar10` fetches the demo's photographs."""
+    if corpus == "cifar10":
+        return open_store(str(fetch_cifar10(default_cache_dir(), announce)))
+    if "://" not in corpus and not Path(corpus).expanduser().is_dir():
+        raise InputError(
+            f"corpus {corpus!r} is not a folder: give a folder of class folders, s3:// or cifar10"
+        )
+    return open_store(corpus)
+
+
+def warn_about_new_augmentation(pretrain: PhaseConfig, finetune: PhaseConfig) -> None:
+    """Say so where finetuning switches on what pretraining had off; section 4.1 found that it harms."""
+    names = (
+        "randaugment_num_ops",
+        "mixup_alpha",
+        "cutmix_alpha",
+        "color_jitter",
+        "random_erasing_probability",
+    )
+    switched_on = [
+        name for name in names if getattr(finetune.augment, name) > getattr(pretrain.augment, name) == 0
+    ]
+    if finetune.stochastic_depth_rate > pretrain.stochastic_depth_rate == 0:
+        switched_on.append("stochastic_depth_rate")
+    if switched_on:
+        announce(
+            f"warning: finetuning switches on {', '.join(switched_on)}, which pretraining has off; "
+            "the paper (section 4.1) found this to harm: keep a small degree in pretraining"
+        )
+
+
+def summary(
+    pretrained: StageRecord, finetuned: StageRecord, evaluated: StageRecord, *, version: VersionInfo
+) -> list[str]:
+    """Return the job's last lines: accuracies and what became of the model."""
+    before, after = pretrained.output, evaluated.output
+    return [
+        "",
+        f"pretraining  top-1 {before['metrics']['eval/top1']:.1%} on {len(before['classes'])} classes",
+        f"finetuning   top-1 {after['top1']:.1%} on {len(finetuned.output['classes'])} classes, "
+        f"{after['num_samples']:,} images",
+        f"registry     {version.name} version {version.version}: {version.tags[VERDICT_TAG]}",
+    ]
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,214 @@
+"""From an evaluated model to a decision: register the challenger, run the gate, move the alias."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from coatnet.interop import WEIGHTS_NAME, load_config
+from data.crop import DecodeConfig
+from data.errors import InputError
+from data.store import Store
+from infra.ledger import Intent, Ledger
+from infra.registry import Registry, VersionInfo
+from infra.tracking import RunRef, Tracker
+from infra.transfer import download_folder, upload_folder
+from pipelines.evaluation import EvalReport
+from pipelines.evaluation_plots import confusion_delta_png, confusion_png, reliability_png, report_html
+from pipelines.gate_checks import GatePolicy
+from pipelines.job import code_version
+from pipelines.promotion import Decision, decide_promotion
+from pipelines.serving import save_pyfunc
+from pipelines.stage import Stage, StageRecord, Workspace
+from pipelines.stages import DatasetRef
+from pipelines.training import MODEL_FOLDER
+
+DATASET_TAG = "coatnet.dataset_path"
+SNAPSHOT_TAG = "coatnet.snapshot_id"
+CLASSES_TAG = "coatnet.classes"
+DECODE_TAG = "coatnet.decode"
+VERDICT_TAG = "gate.verdict"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An evaluated model that asks for promotion."""
+
+    fingerprint: str
+    """Of the stage that trained it."""
+    model_path: str
+    """Folder of its weights, below the root."""
+    report_path: str
+    dataset: DatasetRef
+    decode: DecodeConfig
+
+    @staticmethod
+    def of(
+        trained: StageRecord, evaluated: StageRecord, dataset: StageRecord, decode: DecodeConfig
+    ) -> "Candidate":
+        """Put the records of a training and its evaluation together."""
+        return Candidate(
+            fingerprint=trained.fingerprint,
+            model_path=trained.output["model_path"],
+            report_path=evaluated.output["report_path"],
+            dataset=DatasetRef.from_record(dataset),
+            decode=decode,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Review:
+    """Everything that a review needs around the candidate."""
+
+    root: Store
+    registry: Registry
+    model_name: str
+    policy: GatePolicy
+    run: RunRef
+    """The run that the version points to."""
+    actor: str
+    announce: Callable[[str], None]
+    evaluate_champion: Callable[[Stage, DecodeConfig], StageRecord]
+    """Evaluates a champion's weights on the candidate's snapshot."""
+
+    def __call__(self, candidate: Candidate) -> VersionInfo:
+        """Register the candidate and promote it if it has earned it; safe to repeat."""
+        report = EvalReport.load(self.root, candidate.report_path)
+        version = self._register(candidate, report)
+        if VERDICT_TAG in version.tags:
+            self.announce(
+                f"promote: version {version.version} was {version.tags[VERDICT_TAG]} before, skipped"
+            )
+            return version
+        champion = self.registry.champion(self.model_name)
+        if champion is not None and champion.version == version.version:
+            champion = None
+        champion_report = self._champion_report(champion) if champion else None
+        decision = decide_promotion(report, champion_report, self.policy)
+        self._log_decision(decision, report, champion_report)
+        self._carry_out(candidate, version, champion, decision)
+        self.announce(f"promote: version {version.version}: {decision.first_line}")
+        return self.registry.get_version(self.model_name, version.version)
+
+    def _register(self, candidate: Candidate, report: EvalReport) -> VersionInfo:
+        existing = self.registry.find_version(self.model_name, candidate.fingerprint)
+        if existing is not None:
+            self.announce(f"register: version {existing.version} exists ({candidate.fingerprint}), skipped")
+            return existing
+        with tempfile.TemporaryDirectory() as scratch:
+            weights, packed = Path(scratch) / "weights", Path(scratch) / "model"
+            download_folder(self.root.sub(candidate.model_path), weights)
+            config = load_config(weights)
+            save_pyfunc(
+                target_dir=packed,
+                weights_dir=weights,
+                decode=candidate.decode,
+                mean=config.mean,
+                std=config.std,
+                classes=report.classes,
+            )
+            version = self.registry.register_version(
+                run_id=self.run.run_id,
+                model_dir=packed,
+                name=self.model_name,
+                fingerprint=candidate.fingerprint,
+                tags=_tags(candidate, report),
+                description=f"Not decided yet. Top-1 {report.top1:.1%} on {report.num_samples} images.",
+            )
+        self.announce(f"register: version {version.version} of {self.model_name}")
+        return version
+
+    def _champion_report(self, champion: VersionInfo) -> EvalReport:
+        decode = DecodeConfig(**_tuples(json.loads(champion.tags[DECODE_TAG])))
+        record = self.evaluate_champion(champion_stage(self.registry, champion), decode)
+        return EvalReport.load(self.root, record.output["report_path"])
+
+    def _carry_out(
+        self, candidate: Candidate, version: VersionInfo, champion: VersionInfo | None, decision: Decision
+    ) -> None:
+        intent = Intent(
+            model=self.model_name,
+            version=version.version,
+            from_version=champion.version if champion else None,
+            verdict=decision.verdict,
+            first_line=decision.first_line,
+            description=decision.to_markdown(),
+            delta=decision.delta_label,
+            snapshot_ids=(candidate.dataset.snapshot_id,),
+            code_version=code_version(),
+            actor=self.actor,
+            gates=_strict(decision.to_dict()),
+        )
+        ledger = Ledger(store=self.root)
+        if decision.promoted:
+            self.registry.promote(intent, ledger)
+        else:
+            self.registry.reject(intent, ledger)
+
+    def _log_decision(self, decision: Decision, report: EvalReport, champion: EvalReport | None) -> None:
+        tracker = Tracker(self.run)
+        tracker.log_json("gate/gates.json", _strict(decision.to_dict()))
+        tracker.log_text("gate/decision.md", decision.to_markdown())
+        if champion is not None and champion.classes == report.classes:
+            tracker.log_bytes("gate/confusion_delta.png", confusion_delta_png(report, champion))
+        tracker.close()
+
+
+def log_report(tracker: Tracker, report: EvalReport, title: str) -> None:
+    """Log an evaluation's numbers, pictures and page."""
+    tracker.log_metrics(0, {"eval/top1": report.top1, "eval/nll": report.nll, "eval/ece": report.ece})
+    tracker.log_bytes("confusion.png", confusion_png(report))
+    tracker.log_bytes("reliability.png", reliability_png(report))
+    tracker.log_text("report.html", report_html(report, title=title))
+
+
+def champion_stage(registry: Registry, champion: VersionInfo) -> Stage:
+    """Return the stage that copies a registered version's weights from the registry into the root."""
+    scratch = tempfile.TemporaryDirectory(prefix="champion-")
+    folder = registry.download_version(champion.name, champion.version, Path(scratch.name) / "model")
+    weights = next(folder.rglob(WEIGHTS_NAME)).parent
+
+    def run(workspace: Workspace) -> Mapping[str, Any]:
+        with scratch:
+            upload_folder(weights, workspace.store.sub(MODEL_FOLDER))
+        return {
+            "model_path": f"{workspace.stage.path}/{MODEL_FOLDER}",
+            "classes": json.loads(champion.tags[CLASSES_TAG]),
+        }
+
+    digest = hashlib.sha256((weights / WEIGHTS_NAME).read_bytes()).hexdigest()
+    return Stage(name="champion", recipe_version=1, identity={"weights_sha256": digest}, run=run)
+
+
+def check_champion_fits(champion: VersionInfo | None, classes: tuple[str, ...]) -> None:
+    """Raise InputError if the champion's classes are not the first of `classes`: no gate could compare."""
+    if champion is None or CLASSES_TAG not in champion.tags:
+        return
+    known = tuple(json.loads(champion.tags[CLASSES_TAG]))
+    if classes[: len(known)] != known:
+        raise InputError(
+            f"the champion of model {champion.name!r} (version {champion.version}) knows the classes "
+            f"{', '.join(known)}; this run has {', '.join(classes)}: give another --runtime.model_name"
+        )
+
+
+def _tags(candidate: Candidate, report: EvalReport) -> dict[str, str]:
+    return {
+        DATASET_TAG: candidate.dataset.path,
+        SNAPSHOT_TAG: candidate.dataset.snapshot_id,
+        CLASSES_TAG: json.dumps(list(report.classes)),
+        DECODE_TAG: json.dumps(asdict(candidate.decode)),
+        "eval.top1": f"{report.top1:.4f}",
+    }
+
+
+def _strict(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with NaN and infinities as text: strict JSON has none."""
+    return json.loads(json.dumps(values), parse_constant=str)
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

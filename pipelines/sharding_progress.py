@@ -1,0 +1,39 @@
+"""How far sharding is: images/s, MB/s, ETA and rejects so far."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from coatnet.progress import format_duration
+from data.shard_plan import ShardPlan
+from data.shard_write import ShardResult
+
+_LINE_EVERY_S = 2.0
+
+
+class ShardingProgress:
+    """Counts finished shards and announces a line now and then, and at the end."""
+
+    def __init__(self, plans: Sequence[ShardPlan], announce: Callable[[str], None]) -> None:
+        self._plans = plans
+        self._announce = announce
+        self._started = self._last_line = time.monotonic()
+        self._num_shards = self._num_images = self._num_bytes = self._num_rejects = 0
+
+    def on_done(self, index: int, result: ShardResult) -> None:
+        """Take note of a finished shard."""
+        records = self._plans[index].records
+        self._num_shards += 1
+        self._num_images += len(records)
+        self._num_bytes += sum(record.size_bytes for record in records)
+        self._num_rejects += len(result.rejects)
+        now = time.monotonic()
+        if self._num_shards < len(self._plans) and now - self._last_line < _LINE_EVERY_S:
+            return
+        self._last_line = now
+        elapsed_s = max(now - self._started, 1e-3)
+        left_s = elapsed_s * (len(self._plans) - self._num_shards) / self._num_shards
+        self._announce(
+            f"shard  {self._num_shards}/{len(self._plans)} shards  {self._num_images:,} images  "
+            f"{self._num_images / elapsed_s:,.0f} images/s  {self._num_bytes / elapsed_s / 1e6:.1f} MB/s  "
+            f"{self._num_rejects} rejected  ETA {format_duration(left_s)}"
+        )

@@ -1,0 +1,194 @@
+"""The stages of the main job and of retraining, as data: identity, inputs, what to run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from coatnet.progress import Progress, format_progress
+from data.build import ShardingConfig, build_snapshot
+from data.corpus import CorpusListing
+from data.crop import DecodeConfig
+from data.shard_plan import ShardPlan
+from data.shard_write import ShardResult, write_shard
+from data.snapshot import Snapshot
+from data.store import Store
+from infra.ray_runtime import run_tasks, run_workers
+from infra.tracking import RunRef
+from pipelines.config import PhaseConfig, Recipe, Runtime
+from pipelines.eval_tasks import EvalPlan, evaluate_model
+from pipelines.sharding_progress import ShardingProgress
+from pipelines.stage import Stage, StageRecord, Workspace
+from pipelines.training import MODEL_FOLDER, TrainPlan, train_worker
+
+REPORT_FOLDER = "report"
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRef:
+    """Where a pinned snapshot is, below the root."""
+
+    path: str
+    snapshot_id: str
+    classes: tuple[str, ...]
+
+    @staticmethod
+    def of(snapshot: Snapshot, path: str) -> "DatasetRef":
+        """Return a reference to a snapshot of the dataset at `path`."""
+        return DatasetRef(path=path, snapshot_id=snapshot.id, classes=snapshot.classes)
+
+    @staticmethod
+    def from_record(record: StageRecord) -> "DatasetRef":
+        """Read the reference that a dataset stage left."""
+        output = record.output
+        return DatasetRef(
+            path=output["dataset_path"], snapshot_id=output["snapshot_id"], classes=tuple(output["classes"])
+        )
+
+    def to_output(self) -> dict[str, Any]:
+        """Return the plain values that `from_record` reads."""
+        return {
+            "dataset_path": self.path,
+            "snapshot_id": self.snapshot_id,
+            "classes": list(self.classes),
+        }
+
+
+def run_shard_tasks(
+    corpus: Store, dataset: Store, config: ShardingConfig, runtime: Runtime, announce: Announce
+) -> Callable[[list[ShardPlan]], list[ShardResult]]:
+    """Return what fans `write_shard` out as Ray tasks, one a shard, with progress."""
+
+    def run_all(plans: list[ShardPlan]) -> list[ShardResult]:
+        progress = ShardingProgress(plans, announce)
+        return run_tasks(
+            partial(write_shard, corpus=corpus, dataset=dataset, limits=config.limits),
+            plans,
+            max_in_flight=runtime.shard_tasks_in_flight,
+            on_done=progress.on_done,
+        )
+
+    return run_all
+
+
+def shard_stage(
+    corpus: Store, listing: CorpusListing, config: ShardingConfig, runtime: Runtime, announce: Announce
+) -> Stage:
+    """Corpus -> the first snapshot of a dataset. The listing's digest stands for the images."""
+
+    def run(workspace: Workspace) -> Mapping[str, Any]:
+        dataset = workspace.store
+        run_all = run_shard_tasks(corpus, dataset, config, runtime, announce)
+        snapshot = build_snapshot(corpus, dataset, config, run_all, listing=listing)
+        reference = DatasetRef.of(snapshot, workspace.stage.path)
+        return {**reference.to_output(), "stats": {k: dict(v) for k, v in snapshot.stats.items()}}
+
+    return Stage(
+        name="shard",
+        recipe_version=1,
+        identity={"listing": listing.digest, "config": config},
+        run=run,
+    )
+
+
+def pinned_stage(reference: DatasetRef) -> Stage:
+    """A snapshot that exists already, as the input of a stage; its id is its content's hash."""
+    return Stage(
+        name="snapshot",
+        recipe_version=1,
+        identity={"snapshot_id": reference.snapshot_id},
+        run=lambda workspace: reference.to_output(),
+    )
+
+
+def train_stage(
+    name: str,
+    *,
+    recipe: Recipe,
+    phase: PhaseConfig,
+    dataset: Stage,
+    initial: Stage | None,
+    runtime: Runtime,
+    root: Store,
+    announce: Announce,
+    run_of: Callable[[Workspace], RunRef | None],
+) -> Stage:
+    """Train on a dataset, from random weights or from the model of another stage."""
+
+    def run(workspace: Workspace) -> Mapping[str, Any]:
+        reference = DatasetRef.from_record(workspace.inputs[0])
+        start = workspace.inputs[1].output["model_path"] if initial is not None else None
+        plan = TrainPlan(
+            name=name,
+            root_uri=root.uri,
+            stage_path=workspace.stage.path,
+            dataset_path=reference.path,
+            snapshot_id=reference.snapshot_id,
+            model_config=recipe.model_config(len(reference.classes)),
+            initial_weights_path=start,
+            phase=phase,
+            seed=recipe.seed,
+            runtime=runtime,
+            run=run_of(workspace),
+        )
+        result = run_workers(
+            train_worker,
+            plan,
+            name=f"{name}-{workspace.stage.fingerprint}",
+            num_workers=runtime.num_workers,
+            use_gpu=runtime.use_gpu,
+            cpus_per_worker=runtime.cpus_per_worker,
+            max_failures=runtime.max_failures,
+            show=partial(_show, announce),
+        )
+        return {
+            **result,
+            "model_path": f"{workspace.stage.path}/{MODEL_FOLDER}",
+            "classes": list(reference.classes),
+        }
+
+    # The phase names its classes and cap, but the dataset's fingerprint holds what they select.
+    phase_identity = replace(phase, classes=None, max_train_per_class=None)
+    identity: dict[str, Any] = {"phase": phase_identity, "seed": recipe.seed}
+    if initial is None:
+        identity["model"] = recipe.model_config(num_classes=1)
+    inputs = (dataset,) if initial is None else (dataset, initial)
+    return Stage(name=name, recipe_version=1, identity=identity, inputs=inputs, run=run)
+
+
+def evaluate_stage(
+    *, decode: DecodeConfig, dataset: Stage, model: Stage, runtime: Runtime, root: Store, announce: Announce
+) -> Stage:
+    """Evaluate a stage's model on the eval split of a dataset; every prediction is kept."""
+
+    def run(workspace: Workspace) -> Mapping[str, Any]:
+        reference = DatasetRef.from_record(workspace.inputs[0])
+        plan = EvalPlan(
+            root_uri=root.uri,
+            model_path=workspace.inputs[1].output["model_path"],
+            dataset_path=reference.path,
+            snapshot_id=reference.snapshot_id,
+            decode=decode,
+            runtime=runtime,
+        )
+        report = evaluate_model(plan, announce)
+        report.save(workspace.store, REPORT_FOLDER)
+        return {
+            "report_path": f"{workspace.stage.path}/{REPORT_FOLDER}",
+            "top1": report.top1,
+            "num_samples": report.num_samples,
+            "snapshot_id": report.snapshot_id,
+        }
+
+    return Stage(
+        name="evaluate",
+        recipe_version=1,
+        identity={"decode": decode},
+        inputs=(dataset, model),
+        run=run,
+    )
+
+
+def _show(announce: Announce, progress: Progress) -> None:
+    announce(format_progress(progress))

@@ -1,0 +1,169 @@
+"""What every worker of a training stage does: open the data, build the model, train, save."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coatnet.checkpoint import CheckpointStore
+from coatnet.config import ModelConfig
+from coatnet.interop import load_for_finetune, save_model
+from coatnet.loop import train
+from coatnet.model import CoAtNet
+from coatnet.train_config import RuntimeTrainConfig
+from coatnet.worker import Worker
+from data.augment import Augment
+from data.contact_sheet import contact_sheet
+from data.loader import EvalLoader, TrainLoader
+from data.normalize import denormalize, normalize
+from data.randomness import hash_key
+from data.shard_cache import ShardCache
+from data.snapshot import Snapshot, load_snapshot
+from data.store import Store
+from infra.store import open_store
+from infra.tracking import RunRef, Tracker
+from infra.transfer import download_folder, upload_folder
+from pipelines.config import PhaseConfig, Runtime
+
+MODEL_FOLDER = "model"
+CHECKPOINT_FOLDER = "checkpoints"
+_EVAL_BATCH_SIZE = 250
+_SHEET_IMAGES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """One training stage, described; picklable."""
+
+    name: str
+    root_uri: str
+    stage_path: str
+    """Where checkpoints and the final weights go, below the root."""
+    dataset_path: str
+    snapshot_id: str
+    model_config: ModelConfig
+    """For training from random weights; else only the class count and drop rate are taken."""
+    initial_weights_path: str | None
+    """A folder written by `save_model`, below the root."""
+    phase: PhaseConfig
+    seed: int
+    runtime: Runtime
+    run: RunRef | None
+    """The stage's MLflow run; None leaves MLflow out."""
+
+
+def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
+    """Train on one rank; every rank of the group calls it. Returns plain values."""
+    root = open_store(plan.root_uri)
+    stage = root.sub(plan.stage_path)
+    dataset = root.sub(plan.dataset_path)
+    snapshot = load_snapshot(dataset, plan.snapshot_id)
+    torch.manual_seed(hash_key(plan.seed))
+    model, renewed = make_model(plan, root)
+    model.to(memory_format=torch.channels_last)
+    loader = make_train_loader(worker, plan, dataset, snapshot)
+    augment = Augment(plan.phase.augment, num_classes=len(snapshot.classes), seed=plan.seed)
+    tracker = Tracker(plan.run) if worker.rank == 0 and plan.run else None
+    if tracker is not None:
+        _log_contact_sheet(tracker, loader, augment, plan)
+    result = train(
+        worker,
+        model=model,
+        config=replace(plan.phase.train, seed=plan.seed),
+        runtime=RuntimeTrainConfig(
+            name=plan.name, checkpoint_every_steps=plan.runtime.checkpoint_every_steps
+        ),
+        source=loader,
+        make_eval_source=partial(make_eval_loader, worker, plan, dataset, snapshot),
+        augment=augment,
+        normalize=partial(normalize, mean=model.config.mean, std=model.config.std),
+        checkpoints=CheckpointStore(stage, CHECKPOINT_FOLDER),
+        log=tracker.log_metrics if tracker is not None else _log_nothing,
+    )
+    if worker.rank == 0:
+        _save_weights(stage, model, result.weights)
+    if tracker is not None:
+        tracker.close()
+    return {
+        "metrics": dict(result.metrics),
+        "num_steps": result.num_steps,
+        "renewed_parameters": renewed,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "bad_samples": list(loader.bad_keys),
+    }
+
+
+def make_model(plan: TrainPlan, root: Store) -> tuple[CoAtNet, list[str]]:
+    """Return the model to start from, and the parameters drawn anew where weights were given."""
+    if plan.initial_weights_path is None:
+        return CoAtNet(plan.model_config), []
+    with tempfile.TemporaryDirectory() as folder:
+        download_folder(root.sub(plan.initial_weights_path), Path(folder))
+        return load_for_finetune(
+            Path(folder), plan.model_config.num_classes, plan.phase.stochastic_depth_rate
+        )
+
+
+def make_train_loader(worker: Worker, plan: TrainPlan, dataset: Store, snapshot: Snapshot) -> TrainLoader:
+    """Open this rank's part of the train split."""
+    return TrainLoader(
+        store=dataset,
+        snapshot=snapshot,
+        split="train",
+        order=plan.phase.order(plan.seed),
+        decode=plan.phase.decode,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        cache=_cache(plan.runtime),
+        num_threads=plan.runtime.decode_threads,
+        prefetch_batches=plan.runtime.prefetch_batches,
+    )
+
+
+def make_eval_loader(worker: Worker, plan: TrainPlan, dataset: Store, snapshot: Snapshot) -> EvalLoader:
+    """Open this rank's slice of the eval split."""
+    return EvalLoader(
+        store=dataset,
+        snapshot=snapshot,
+        split="eval",
+        decode=plan.phase.decode,
+        batch_size=_EVAL_BATCH_SIZE,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        cache=_cache(plan.runtime),
+        num_threads=plan.runtime.decode_threads,
+    )
+
+
+def _cache(runtime: Runtime) -> ShardCache:
+    return ShardCache(Path(runtime.cache_dir), runtime.cache_size_bytes)
+
+
+def _save_weights(stage: Store, model: CoAtNet, weights: Mapping[str, torch.Tensor]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, Path(folder), weights)
+        upload_folder(Path(folder), stage.sub(MODEL_FOLDER))
+
+
+def _log_contact_sheet(tracker: Tracker, loader: TrainLoader, augment: Augment, plan: TrainPlan) -> None:
+    """Show what the first training images look like before and after augmentation."""
+    batches = loader.batches(0)
+    batch = next(batches)
+    batches.close()
+    lane_size = plan.phase.order(plan.seed).lane_size
+    augmented = augment(batch, lane_size=lane_size, device=torch.device("cpu"))
+    config = plan.phase.augment
+    picture = contact_sheet(
+        batch.images_BHWC[:_SHEET_IMAGES],
+        denormalize(augmented.images_BCHW[:_SHEET_IMAGES], config.mean, config.std),
+        augment.describe(batch, lane_size=lane_size)[:_SHEET_IMAGES],
+    )
+    tracker.log_bytes("augmented_samples.png", picture)
+
+
+def _log_nothing(step: int, values: Mapping[str, float]) -> None:
+    """Ranks other than 0 have nothing to say to MLflow."""

@@ -1,0 +1,341 @@
+"""Versions, aliases, the ledger and serving, against a real MLflow server whose artifacts lie in S3."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from PIL import Image
+
+from coatnet.config import ModelConfig
+from coatnet.interop import load_model, save_model
+from coatnet.model import CoAtNet
+from data.decode import DecodeConfig, decode_eval
+from data.errors import InputError
+from data.normalize import normalize
+from infra.ledger import Intent, Ledger
+from infra.registry import CHALLENGER, PromotionConflictError, Registry, VersionInfo
+from infra.store import open_store
+from infra.tracking import find_or_create_run
+from pipelines.evaluation import EvalReport, build_report
+from pipelines.promotion import Decision, GatePolicy, decide_promotion
+from tests.conftest import Stack
+
+pytestmark = [
+    pytest.mark.integration,
+    # MLflow's own module warns about its own type hints when it is imported.
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
+
+
+@pytest.fixture
+def mlflow_uri(tracking_stack: Stack) -> str:
+    return tracking_stack.environment["MLFLOW_TRACKING_URI"]
+
+
+@pytest.fixture
+def registry(mlflow_uri: str) -> Registry:
+    return Registry(tracking_uri=mlflow_uri)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(store=open_store(str(tmp_path / "store")))
+
+
+@pytest.fixture
+def register(registry: Registry, tmp_path: Path) -> Callable[..., VersionInfo]:
+    """Return a function that registers a small folder as a version of one model."""
+    name = f"m-{uuid.uuid4().hex[:8]}"
+
+    def register_one(fingerprint: str, model_dir: Path | None = None) -> VersionInfo:
+        if model_dir is None:
+            model_dir = tmp_path / f"model-{fingerprint}"
+            model_dir.mkdir(exist_ok=True)
+            (model_dir / "weights.txt").write_text(fingerprint)
+        run = find_or_create_run(
+            tracking_uri=registry.tracking_uri,
+            experiment="test-registry",
+            identity={"coatnet.job": f"{name}-{fingerprint}"},
+            name="finetune",
+        )
+        return registry.register_version(
+            run_id=run.run_id,
+            model_dir=model_dir,
+            name=name,
+            fingerprint=fingerprint,
+            tags={"data.snapshot": "1-abc"},
+            description="waiting for the gate",
+        )
+
+    return register_one
+
+
+def intent_of(decision: Decision, version: VersionInfo, champion: VersionInfo | None) -> Intent:
+    return Intent(
+        model=version.name,
+        version=version.version,
+        from_version=champion.version if champion else None,
+        verdict=decision.verdict,
+        first_line=decision.first_line,
+        description=decision.to_markdown(),
+        delta=decision.delta_label,
+        snapshot_ids=(decision.snapshot_id,),
+        code_version="0123abc",
+        actor="job-1",
+        gates=decision.to_dict(),
+    )
+
+
+def promotion(version: VersionInfo, from_version: str | None) -> Intent:
+    return Intent(
+        model=version.name,
+        version=version.version,
+        from_version=from_version,
+        verdict="PROMOTED",
+        first_line="PROMOTED +1.0 pp",
+        description="**PROMOTED +1.0 pp**",
+        delta="+1.0 pp",
+        snapshot_ids=("1-abc",),
+        code_version="0123abc",
+        actor="job-1",
+        gates={},
+    )
+
+
+def eval_report(num_wrong: int, *, nan: bool = False) -> EvalReport:
+    labels_N = np.arange(1000) % 2
+    probabilities_NK = np.full((1000, 2), num_wrong / 1000)
+    right_N = np.arange(1000) >= num_wrong
+    probabilities_NK[np.arange(1000), np.where(right_N, labels_N, 1 - labels_N)] = 1 - num_wrong / 1000
+    if nan:
+        probabilities_NK[3] = np.nan
+    return build_report(
+        snapshot_id="1-abc",
+        split="eval",
+        classes=("cat", "dog"),
+        keys=[f"{index:04d}" for index in range(1000)],
+        labels_N=labels_N,
+        probabilities_NK=probabilities_NK,
+        latency_ms_per_image=1.0,
+    )
+
+
+def test_registering_twice_makes_one_version(
+    registry: Registry, register: Callable[..., VersionInfo], tmp_path: Path
+) -> None:
+    first, again, other = register("f1"), register("f1"), register("f2")
+    assert (first.version, again.version, other.version) == ("1", "1", "2")
+    assert first.run_id
+    assert first.tags["data.snapshot"] == "1-abc"
+    assert registry.get_version(first.name, CHALLENGER).version == "2"
+    target = registry.download_version(first.name, "1", tmp_path / "one")
+    assert (target / "weights.txt").read_text() == "f1"
+    assert not list(tmp_path.glob(".one-*"))
+    with pytest.raises(InputError, match="exists already"):
+        registry.download_version(first.name, "1", target)
+    with pytest.raises(InputError, match=r"no version or alias 'champion': there are versions 1, 2"):
+        registry.get_version(first.name, "champion")
+    with pytest.raises(InputError, match="no version or alias '1': it has no version yet"):
+        registry.get_version("no-such-model", "1")
+
+
+def test_only_the_better_challenger_is_promoted(
+    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
+) -> None:
+    """The whole line, gate to alias: worse, equal and NaN stay out, better moves in."""
+    policy = GatePolicy(min_top1=0.5)
+    reports = {
+        "first": eval_report(300),
+        "worse": eval_report(350),
+        "equal": eval_report(300),
+        "nan": eval_report(0, nan=True),
+        "better": eval_report(200),
+    }
+    champion_report = None
+    for name, report in reports.items():
+        version = register(name)
+        champion = registry.champion(version.name)
+        decision = decide_promotion(report, champion_report, policy)
+        intent = intent_of(decision, version, champion)
+        entry = (registry.promote if decision.promoted else registry.reject)(intent, ledger)
+        assert decision.promoted == (name in ("first", "better")), decision.first_line
+        champion_report = report if decision.promoted else champion_report
+        after = registry.get_version(version.name, version.version)
+        assert after.description.splitlines()[0] == f"**{decision.first_line}**"
+        assert after.tags["gate.verdict"] == decision.verdict
+        assert after.tags["parent.version"] == (champion.version if champion else "none")
+        now = registry.champion(version.name)
+        assert now is not None
+        assert now.version == ("5" if name == "better" else "1")
+        assert (entry.result, entry.observed_champion) == ("applied", now.version)
+    history = ledger.history(version.name)
+    assert [entry.intent.verdict for entry in history] == [
+        "PROMOTED", "REJECTED", "REJECTED", "REJECTED", "PROMOTED",
+    ]  # fmt: skip
+    assert after.tags["gate.delta"] == "+10.0 pp"
+    current = ledger.current(version.name)
+    assert current is not None
+    assert current.intent.version == "5"
+
+
+def test_promotion_resumes_after_a_crash_between_intent_and_alias(
+    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
+) -> None:
+    intent = promotion(register("a"), None)
+    pending = ledger.record(intent)
+    assert pending.result is None
+    for _ in range(2):
+        assert registry.promote(intent, ledger).number == pending.number
+    assert len(ledger.history(intent.model)) == 1
+    champion = registry.champion(intent.model)
+    assert champion is not None
+    assert champion.version == intent.version
+
+
+def test_a_crash_after_the_alias_moved_keeps_the_verdict(
+    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
+) -> None:
+    """Deciding again would compare the new champion with itself, or with nothing."""
+    one, two = register("a"), register("b")
+    registry.promote(promotion(one, None), ledger)
+    ledger.record(promotion(two, "1"))
+    MlflowClient(registry.tracking_uri).set_registered_model_alias(one.name, "champion", "2")
+    assert "gate.verdict" not in registry.get_version(one.name, "2").tags
+    resumed = registry.resume_promotion(one.name, "2", ledger)
+    assert resumed is not None
+    assert (resumed.number, resumed.result) == (2, "applied")
+    assert registry.get_version(one.name, "2").tags["gate.verdict"] == "PROMOTED"
+    assert registry.resume_promotion(one.name, "2", ledger) is None
+    assert registry.resume_promotion(one.name, "1", ledger) is None
+
+
+def test_a_crashed_promotion_that_was_overtaken_is_closed(
+    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
+) -> None:
+    one, two = register("a"), register("b")
+    ledger.record(promotion(two, None))
+    MlflowClient(registry.tracking_uri).set_registered_model_alias(one.name, "champion", "1")
+    assert registry.resume_promotion(one.name, "2", ledger) is None
+    assert [entry.result for entry in ledger.history(one.name)] == ["superseded"]
+
+
+def test_a_decision_against_another_champion_is_stale(
+    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
+) -> None:
+    one, two, three = register("a"), register("b"), register("c")
+    registry.promote(promotion(one, None), ledger)
+    registry.promote(promotion(two, "1"), ledger)
+    with pytest.raises(PromotionConflictError, match="compared with 1, but the champion is 2 now"):
+        registry.promote(promotion(three, "1"), ledger)
+    with pytest.raises(InputError, match="is the champion itself"):
+        registry.reject(replace(promotion(two, "2"), verdict="REJECTED"), ledger)
+    # Back to 1 by hand, then the same decision for 2 again: a new entry each.
+    registry.promote(replace(promotion(one, "2"), verdict="ROLLED_BACK", actor="ann"), ledger)
+    registry.promote(promotion(two, "1"), ledger)
+    assert [entry.intent.version for entry in ledger.history(one.name)] == ["1", "2", "1", "2"]
+
+
+def test_an_alias_moved_by_hand_is_not_undone(
+    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
+) -> None:
+    one, two = register("a"), register("b")
+    registry.promote(promotion(one, None), ledger)
+    registry.promote(promotion(two, "1"), ledger)
+    MlflowClient(registry.tracking_uri).set_registered_model_alias(one.name, "champion", "1")
+    with pytest.raises(PromotionConflictError, match="somebody moved it by hand"):
+        registry.promote(promotion(two, "1"), ledger)
+
+
+def test_an_earlier_pending_promotion_wins_until_it_is_old(
+    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, three = register("a"), register("b"), register("c")
+    registry.promote(promotion(one, None), ledger)
+    ledger.record(promotion(two, "1"))  # its process is about to move the alias, or has crashed
+    with pytest.raises(PromotionConflictError, match="job-1 is promoting version 2"):
+        registry.promote(promotion(three, "1"), ledger)
+    monkeypatch.setattr("infra.registry._PENDING_LIMIT", timedelta(0))
+    entry = registry.promote(promotion(three, "1"), ledger)
+    results = [other.result for other in ledger.history(one.name)]
+    assert (entry.number, results) == (4, ["applied", "abandoned", "superseded", "applied"])
+
+
+def test_a_race_of_promotions_has_one_winner(
+    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
+) -> None:
+    versions = [register(f"f{index}") for index in range(4)]
+    won: list[str] = []
+
+    def promote(version: VersionInfo) -> None:
+        with contextlib.suppress(PromotionConflictError):
+            won.append(registry.promote(promotion(version, None), ledger).intent.version)
+
+    threads = [threading.Thread(target=promote, args=(version,)) for version in versions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    champion = registry.champion(versions[0].name)
+    assert champion is not None
+    assert won == [champion.version]
+
+
+def test_champion_serves_in_another_process(
+    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo], tmp_path: Path
+) -> None:
+    """`models:/NAME@champion` loads outside the repository, without pickle, and gives the same numbers."""
+    from pipelines.serving import save_pyfunc, weights_in
+
+    config = ModelConfig(
+        widths=(8, 16, 32, 32), depths=(1, 1, 1, 1), stem_width=8, head_size=16, num_classes=2,
+        pretrain_image_size_px=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4),
+    )  # fmt: skip
+    save_model(CoAtNet(config), tmp_path / "weights")
+    decode = DecodeConfig(image_size_px=32)
+    model_dir = save_pyfunc(
+        target_dir=tmp_path / "pyfunc",
+        weights_dir=tmp_path / "weights",
+        decode=decode,
+        mean=config.mean,
+        std=config.std,
+        classes=("cat", "dog"),
+    )
+    version = register("served", model_dir)
+    registry.promote(promotion(version, None), ledger)
+    downloaded = registry.download_version(version.name, "champion", tmp_path / "down")
+    assert load_model(weights_in(downloaded)).config == config
+    Image.new("RGB", (50, 40), (200, 10, 10)).save(tmp_path / "cat.png")
+    script = (
+        "import json, sys, mlflow.pyfunc\n"
+        f"model = mlflow.pyfunc.load_model('models:/{version.name}@champion')\n"
+        "rows = model.predict(['cat.png', open('cat.png', 'rb').read()]).to_dict('records')\n"
+        "import coatnet; print(json.dumps([rows, coatnet.__file__]))\n"
+    )
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": registry.tracking_uri, "PYTHONPATH": ""}
+    environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "False"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows, origin = json.loads(done.stdout.splitlines()[-1])
+    assert Path(origin).parents[1].name == "code", "the model must bring its own code"
+    pixels_HWC = np.empty((32, 32, 3), dtype=np.uint8)
+    decode_eval((tmp_path / "cat.png").read_bytes(), decode, pixels_HWC)
+    inputs_BCHW = normalize(torch.from_numpy(pixels_HWC)[None], config.mean, config.std)
+    expected_K = load_model(tmp_path / "weights")(inputs_BCHW)[0].softmax(0).tolist()
+    for row in rows:
+        assert row["probabilities"] == pytest.approx({"cat": expected_K[0], "dog": expected_K[1]}, abs=1e-5)
+        assert row["score"] == max(row["probabilities"].values())
+        assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)

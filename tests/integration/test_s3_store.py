@@ -1,0 +1,268 @@
+"""S3Store against SeaweedFS, directly and through a proxy that spoils answers."""
+
+import os
+import pickle
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from data.errors import InputError
+from data.store import ObjectNotFoundError, Store, StoreError
+from infra.s3_client import LazyClient, S3Patience
+from infra.store import S3Store, check_store, open_store
+from tests.conftest import Stack
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def store(object_store: Stack, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Store:
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    test_name = re.sub(r"\W", "-", request.node.name)
+    return open_store(f"s3://coatnet/tests/{test_name}/{time.time_ns()} a+b%20")
+
+
+def test_objects_come_back_under_odd_names(store: Store) -> None:
+    for name in ("plain", "with space/x y.png", "100%/%2F+.txt", "é/日本.jpg", ".hidden"):
+        store.put(name, name.encode())
+        assert store.get(name) == name.encode()
+        assert store.exists(name)
+    assert [info.path for info in store.list("é")] == ["é/日本.jpg"]
+
+
+def test_listing_is_sorted_by_path(store: Store) -> None:
+    """SeaweedFS lists in directory order: `a/x` before `a.png`."""
+    names = ["a/x", "a.png", "a-b", "b/c/d", "b/c.e", "A"]
+    for name in names:
+        store.put(name, b"12")
+    assert [info.path for info in store.list()] == sorted(names)
+    assert {(info.size_bytes, len(info.etag)) for info in store.list()} == {(2, 32)}
+    assert [info.path for info in store.sub("b").list()] == ["c.e", "c/d"]
+
+
+def test_more_objects_than_one_page(store: Store) -> None:
+    """A page of a listing holds 1000 names."""
+    threads = [
+        threading.Thread(target=lambda k=k: [store.put(f"{n:04d}", b"") for n in range(k, 1010, 8)])
+        for k in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [info.path for info in store.list()] == [f"{n:04d}" for n in range(1010)]
+
+
+def test_one_of_many_writers_wins(store: Store) -> None:
+    for number in range(5):
+        wins: list[int] = []
+        barrier = threading.Barrier(16)
+
+        def write(writer: int, path: str, wins: list[int], barrier: threading.Barrier) -> None:
+            barrier.wait()
+            if store.put_if_absent(path, bytes([writer])):
+                wins.append(writer)
+
+        threads = [
+            threading.Thread(target=write, args=(w, f"head-{number}", wins, barrier)) for w in range(16)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(wins) == 1
+        assert store.get(f"head-{number}") == bytes(wins)
+
+
+def test_a_big_file_goes_up_in_parts_and_comes_back(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "big"
+    with source.open("wb") as file:
+        for number in range(70):
+            file.write(bytes([number]) * (1 << 20))
+    store.upload(source, "big")
+    assert store.get_range("big", (33 << 20) - 2, 4) == bytes([32, 32, 33, 33])
+    store.download("big", tmp_path / "new" / "copy")
+    assert (tmp_path / "new" / "copy").read_bytes() == source.read_bytes()
+
+
+def test_absent_objects_and_short_ranges(store: Store, tmp_path: Path) -> None:
+    for read in (
+        store.get,
+        lambda path: store.get_range(path, 0, 1),
+        lambda path: store.download(path, tmp_path / "t"),
+    ):
+        with pytest.raises(ObjectNotFoundError, match="absent does not exist"):
+            read("absent")
+    assert not store.exists("absent")
+    assert list(tmp_path.iterdir()) == []
+    store.delete("absent")
+    store.put("x", b"0123456789")
+    assert store.get_range("x", 2, 3) == b"234"
+    with pytest.raises(StoreError, match="wanted 5 bytes from 8, got 2"):
+        store.get_range("x", 8, 5)
+
+
+def test_a_pickled_store_makes_its_own_client(store: Store) -> None:
+    store.put("x", b"1")
+    copy = pickle.loads(pickle.dumps(store))  # noqa: S301
+    assert copy == store
+    assert copy.get("x") == b"1"
+
+
+class TestSpoiltAnswers:
+    """A proxy in front of the store spoils the first answers of a kind."""
+
+    def test_a_body_cut_off_is_read_again(self, store: Store, tmp_path: Path) -> None:
+        """Truncated answers once ended up as short shards in the cache."""
+        content = os.urandom(3 << 20)
+        store.put("x", content)
+        with _spoiling_proxy(
+            lambda request: request.startswith(b"GET"), num_spoilt=2, keep_bytes=1 << 20
+        ) as spoilt:
+            assert _fresh(store).get("x") == content
+            assert spoilt() == 2
+        with _spoiling_proxy(
+            lambda request: request.startswith(b"GET"), num_spoilt=2, keep_bytes=1 << 20
+        ) as spoilt:
+            _fresh(store).download("x", tmp_path / "x")
+            assert spoilt() == 2
+        assert (tmp_path / "x").read_bytes() == content
+
+    def test_a_write_whose_answer_got_lost_still_wins(self, store: Store) -> None:
+        """The retried request is refused because of its own first try: the writer believed to have lost."""
+        with _spoiling_proxy(
+            lambda request: request.startswith(b"PUT"), num_spoilt=1, keep_bytes=0
+        ) as spoilt:
+            assert _fresh(store).put_if_absent("head", b"mine")
+            assert spoilt() == 1
+        assert store.get("head") == b"mine"
+        assert not store.put_if_absent("head", b"mine")
+
+    def test_a_store_that_never_answers_right_is_an_error(self, store: Store) -> None:
+        store.put("x", os.urandom(1 << 20))
+        with (
+            _spoiling_proxy(lambda request: request.startswith(b"GET"), num_spoilt=10**6, keep_bytes=1000),
+            pytest.raises(StoreError, match="x: "),
+        ):
+            _fresh(store, S3Patience(retry_s=2.0)).get("x")
+
+
+class TestCheckStore:
+    """One clear line for each thing that can be wrong, within seconds."""
+
+    def test_a_good_store_passes_and_keeps_nothing(self, store: Store) -> None:
+        check_store(store)
+        check_store(store, writable=False)
+        assert list(store.list()) == []
+
+    @pytest.mark.parametrize("writable", [True, False])
+    @pytest.mark.parametrize(
+        ("uri", "environment", "message"),
+        [
+            ("s3://no-such-bucket/x", {}, "the bucket does not exist"),
+            ("s3://coatnet/x", {"AWS_SECRET_ACCESS_KEY": "wrong"}, "correct AWS_SECRET_ACCESS_KEY"),
+            ("s3://coatnet/x", {"AWS_ACCESS_KEY_ID": "wrong"}, "correct AWS_ACCESS_KEY_ID"),
+            (
+                "s3://coatnet/x",
+                {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"},
+                "at http://127.0.0.1:9: no answer",
+            ),
+            ("s3://coatnet/x", {"AWS_ENDPOINT_URL_S3": "nonsense"}, "http://host:port"),
+            ("s3://coatnet/x", {"AWS_PROFILE": "no-such-profile"}, "no-such-profile"),
+        ],
+    )
+    def test_what_is_wrong(
+        self,
+        store: Store,
+        monkeypatch: pytest.MonkeyPatch,
+        uri: str,
+        environment: dict[str, str],
+        message: str,
+        writable: bool,
+    ) -> None:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        started_at = time.monotonic()
+        with pytest.raises(InputError, match=message) as caught:
+            check_store(open_store(uri), writable=writable)
+        assert time.monotonic() - started_at < 20
+        assert "\n" not in str(caught.value)
+
+    def test_no_credentials(self, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+        with pytest.raises(InputError, match="no credentials: set AWS_ACCESS_KEY_ID"):
+            check_store(open_store("s3://coatnet/x"))
+
+
+def _fresh(store: Store, patience: S3Patience | None = None) -> Store:
+    """Return the store with a client of its own, made in the environment of now."""
+    assert isinstance(store, S3Store)
+    return S3Store(bucket=store.bucket, prefix=store.prefix, _client=LazyClient(patience or S3Patience()))
+
+
+@contextmanager
+def _spoiling_proxy(
+    is_spoilt: Callable[[bytes], bool], *, num_spoilt: int, keep_bytes: int
+) -> Iterator[Callable[[], int]]:
+    """Put a proxy before the store that cuts off the first answers to some requests.
+
+    The store sees and obeys every request; `keep_bytes` of the answer come through. Yields a
+    function that counts the answers spoilt so far.
+    """
+    real = urlsplit(os.environ["AWS_ENDPOINT_URL_S3"])
+    spoilt: list[bytes] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve(caller: socket.socket) -> None:
+        with caller, socket.create_connection((real.hostname, real.port)) as store:
+            request = caller.recv(1 << 16)
+            # One request a connection: the store closes it after the answer.
+            store.sendall(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+            threading.Thread(target=_pump, args=(caller, store), daemon=True).start()
+            if not is_spoilt(request) or len(spoilt) >= num_spoilt:
+                _pump(store, caller)
+                return
+            spoilt.append(request)
+            passed = 0
+            while block := store.recv(1 << 16):
+                if passed < keep_bytes:
+                    caller.sendall(block[: keep_bytes - passed])
+                passed += len(block)
+            # A close alone waits for the thread that still reads from this socket.
+            caller.shutdown(socket.SHUT_RDWR)
+
+    def accept() -> None:
+        while True:
+            try:
+                caller, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(caller,), daemon=True).start()
+
+    acceptor = threading.Thread(target=accept, daemon=True)
+    acceptor.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        yield lambda: len(spoilt)
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    acceptor.join()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    try:
+        while block := source.recv(1 << 16):
+            target.sendall(block)
+    except OSError:
+        pass

@@ -1,0 +1,315 @@
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.build import ShardingConfig, append_snapshot, build_snapshot, list_for_build
+from data.corpus import list_records
+from data.errors import InputError
+from data.shard_index import parquet_table
+from data.shard_plan import ShardPlan
+from data.shard_write import ShardResult, write_shards_here
+from data.snapshot import (
+    Snapshot,
+    SnapshotConflictError,
+    commit_snapshot,
+    list_snapshots,
+    load_snapshot,
+    new_records,
+    read_index,
+)
+from data.store import Store
+from infra.store import open_store
+from tests.image_samples import fill, photos, png
+
+CONFIG = ShardingConfig(shard_size_bytes=8000)
+FILES = (
+    photos("train/cat", 8, 0)
+    | photos("train/dog", 8, 100)
+    | photos("test/cat", 3, 200)
+    | photos("test/dog", 3, 300)
+)
+
+
+def build(corpus: Store, dataset: Store, config: ShardingConfig = CONFIG) -> Snapshot:
+    return build_snapshot(corpus, dataset, config, write_shards_here(corpus, dataset, config.limits))
+
+
+def append(
+    parent: Snapshot, corpus: Store, dataset: Store, config: ShardingConfig = CONFIG
+) -> Snapshot | None:
+    return append_snapshot(parent, corpus, dataset, config, write_shards_here(corpus, dataset, config.limits))
+
+
+def names(dataset: Store, snapshot: Snapshot, split: str) -> list[str]:
+    return sorted(
+        row["name"] for shard in snapshot.splits[split] for row in read_index(dataset, shard).to_pylist()
+    )
+
+
+def rejects(dataset: Store, snapshot: Snapshot) -> dict[str, str]:
+    table = parquet_table(dataset.get(snapshot.quarantine_path))
+    return {row["path"]: row["reason"] for row in table.to_pylist()}
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "dataset"))
+
+
+def test_build_takes_every_image_once(tmp_path: Path, dataset: Store) -> None:
+    snapshot = build(fill(tmp_path / "corpus", FILES), dataset)
+    assert snapshot.classes == ("cat", "dog")
+    assert names(dataset, snapshot, "train") == sorted(f for f in FILES if f.startswith("train"))
+    assert names(dataset, snapshot, "eval") == sorted(f for f in FILES if f.startswith("test"))
+    assert len(snapshot.splits["train"]) > 1
+    assert snapshot.stats["samples"] == {"train": 16, "eval": 6}
+    assert snapshot.stats["train"] == {"cat": 8, "dog": 8}
+    assert (snapshot.number, snapshot.parent, snapshot.quarantine_path) == (1, None, None)
+
+
+def test_same_corpus_gives_the_same_snapshot_whatever_the_workers_order(
+    tmp_path: Path, dataset: Store
+) -> None:
+    corpus = fill(tmp_path / "corpus", FILES)
+    first = build(corpus, dataset)
+    other = open_store(str(tmp_path / "other"))
+    run_here = write_shards_here(corpus, other, CONFIG.limits)
+
+    def run_shuffled(plans: list[ShardPlan]) -> list[ShardResult]:
+        return random.Random(1).sample(results := run_here(plans), len(results))
+
+    assert build_snapshot(corpus, other, CONFIG, run_shuffled) == first
+
+
+def test_building_again_finds_the_snapshot_that_is_there(tmp_path: Path, dataset: Store) -> None:
+    """A stage that is killed between the commit and its record runs again."""
+    corpus = fill(tmp_path / "corpus", FILES)
+    first = build(corpus, dataset)
+    capped = build(corpus, dataset, replace(CONFIG, max_train_per_class=5))
+    assert (capped.number, capped.parent) == (2, None)
+    assert capped.stats["train"] == {"cat": 5, "dog": 5}
+    assert build(corpus, dataset) == first
+    assert list_snapshots(dataset) == [first, capped]
+
+
+def test_precomputed_listing_is_used(tmp_path: Path, dataset: Store) -> None:
+    corpus = fill(tmp_path / "corpus", FILES)
+    listing = list_for_build(corpus, CONFIG)
+    corpus.put("train/cat/late.png", png(900))
+    run_all = write_shards_here(corpus, dataset, CONFIG.limits)
+    snapshot = build_snapshot(corpus, dataset, CONFIG, run_all, listing=listing)
+    assert snapshot.listing_digest == listing.digest
+    assert "train/cat/late.png" not in names(dataset, snapshot, "train")
+
+
+def test_without_split_folders_eval_is_a_share(tmp_path: Path, dataset: Store) -> None:
+    corpus = fill(tmp_path / "corpus", photos("a", 40, 0) | photos("b", 40, 100))
+    config = replace(CONFIG, eval_fraction=0.25, max_train_per_class=10)
+    snapshot = build(corpus, dataset, config)
+    assert snapshot.stats["train"] == {"a": 10, "b": 10}
+    assert 10 <= snapshot.stats["samples"]["eval"] <= 32
+    # A listing without splits is split in the same way.
+    bare = list_records(corpus)
+    uncapped = replace(config, max_train_per_class=None)
+    run_all = write_shards_here(corpus, dataset, config.limits)
+    again = build_snapshot(corpus, dataset, uncapped, run_all, listing=bare)
+    assert names(dataset, again, "eval") == names(dataset, snapshot, "eval")
+
+
+def test_one_broken_png_is_quarantined_and_counted(tmp_path: Path, dataset: Store) -> None:
+    corpus = fill(tmp_path / "corpus", FILES | {"train/cat/broken.png": png(5)[:-20]})
+    snapshot = build(corpus, dataset)
+    assert snapshot.stats["rejects"] == {"unreadable": 1}
+    assert rejects(dataset, snapshot) == {"train/cat/broken.png": "unreadable"}
+    assert snapshot.stats["samples"] == {"train": 16, "eval": 6}
+
+
+def test_too_many_rejects_stop_the_build_and_commit_nothing(tmp_path: Path, dataset: Store) -> None:
+    corpus = fill(tmp_path / "corpus", FILES | {"train/cat/x.png": b"no", "train/cat/y.png": b""})
+    with pytest.raises(
+        InputError, match=r"2 of 24 images .*1 empty.*allowed are 5\.0%; e\.g\. 'train/cat/x.png'"
+    ):
+        build(corpus, dataset)
+    assert list_snapshots(dataset) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (photos("train/a", 2, 0), "no image for eval"),
+        (photos("test/a", 2, 0), "class 'a' has no usable image for training"),
+        (
+            photos("train/a", 2, 0) | photos("test/a", 1, 9) | photos("test/b", 1, 8),
+            "class 'b' has no usable",
+        ),
+    ],
+)
+def test_what_cannot_be_learnt_or_evaluated_is_refused_before_work(
+    tmp_path: Path, dataset: Store, files: dict[str, bytes], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        build_snapshot(fill(tmp_path / "corpus", files), dataset, CONFIG, lambda plans: pytest.fail("ran"))
+
+
+def test_duplicates_go_and_leaks_stop(tmp_path: Path, dataset: Store) -> None:
+    twins = {"train/dog/twin.png": FILES["train/dog/003.png"]}
+    snapshot = build(fill(tmp_path / "corpus", FILES | twins), dataset)
+    assert rejects(dataset, snapshot) == {"train/dog/twin.png": "duplicate"}
+    assert snapshot.stats["train"] == {"cat": 8, "dog": 8}
+    assert names(dataset, snapshot, "train") == sorted(f for f in FILES if f.startswith("train"))
+
+    leaky = fill(tmp_path / "leaky", FILES | {"test/cat/leak.png": FILES["train/cat/001.png"]})
+    with pytest.raises(InputError, match=r"'train/cat/001\.png' = 'test/cat/leak\.png'"):
+        build(leaky, dataset)
+    dropped = build(leaky, dataset, replace(CONFIG, leak_policy="drop_train"))
+    assert rejects(dataset, dropped) == {"train/cat/001.png": "leak"}
+    assert dropped.stats["samples"] == {"train": 15, "eval": 7}
+
+
+def test_append_adds_only_what_is_new_and_keeps_what_is_there(tmp_path: Path, dataset: Store) -> None:
+    corpus = fill(tmp_path / "corpus", FILES)
+    first = build(corpus, dataset)
+    assert append(first, corpus, dataset) is None
+    before = {info.path: dataset.get(info.path) for info in dataset.list("shards")}
+    new = photos("train/ant", 3, 500) | photos("train/dog", 10, 100) | photos("test/ant", 1, 600)
+    fill(tmp_path / "corpus", {path: new[path] for path in new.keys() - FILES.keys()})
+    second = append(first, corpus, dataset)
+    assert (second.number, second.parent) == (2, first.id)
+    assert second.classes == ("cat", "dog", "ant")
+    assert second.splits["train"][: len(first.splits["train"])] == first.splits["train"]
+    assert second.stats["train"] == {"cat": 8, "dog": 10, "ant": 3}
+    assert second.stats["samples"] == {"train": 21, "eval": 7}
+    assert all(dataset.get(path) == content for path, content in before.items())
+    added = set(names(dataset, second, "train")) - set(names(dataset, first, "train"))
+    assert {name.partition("@")[0] for name in added} == {
+        "train/ant/000.png", "train/ant/001.png", "train/ant/002.png",
+        "train/dog/008.png", "train/dog/009.png",
+    }  # fmt: skip
+    assert append(second, corpus, dataset) is None
+
+
+def test_file_uploaded_again_under_its_name_is_another_sample(tmp_path: Path, dataset: Store) -> None:
+    corpus = fill(tmp_path / "corpus", FILES)
+    first = build(corpus, dataset)
+    corpus.put("train/cat/000.png", png(777, height=9))
+    second = append(first, corpus, dataset)
+    (added,) = set(names(dataset, second, "train")) - set(names(dataset, first, "train"))
+    assert added.startswith("train/cat/000.png@")
+    rows = [row for s in second.splits["train"] for row in read_index(dataset, s).to_pylist()]
+    assert {row["path"] for row in rows if row["name"] == added} == {"train/cat/000.png"}
+
+
+def test_append_puts_known_and_leaking_images_aside(tmp_path: Path, dataset: Store) -> None:
+    first = build(fill(tmp_path / "corpus", FILES), dataset)
+    incoming = fill(
+        tmp_path / "incoming",
+        {
+            "train/cat/again.png": FILES["train/cat/001.png"],
+            "train/cat/leak.png": FILES["test/cat/001.png"],
+            "test/cat/leak.png": FILES["train/dog/001.png"],
+            "train/cat/both.png": png(801),
+            "test/cat/both.png": png(801),
+            "train/cat/bad.png": b"no",
+            "train/cat/good.png": png(800),
+        },
+    )
+    second = append(first, incoming, dataset)
+    assert rejects(dataset, second) == {
+        "train/cat/again.png": "duplicate",
+        "train/cat/leak.png": "leak",
+        "test/cat/leak.png": "leak",
+        "train/cat/both.png": "leak",
+        "train/cat/bad.png": "unreadable",
+    }
+    assert second.stats["samples"] == {"train": 17, "eval": 7}
+
+
+def test_append_of_nothing_usable_is_remembered_without_a_snapshot(tmp_path: Path, dataset: Store) -> None:
+    """Otherwise a watcher would read the same broken uploads at every tick for ever."""
+    first = build(fill(tmp_path / "corpus", FILES), dataset)
+    incoming = fill(
+        tmp_path / "incoming", {"cat/bad.png": b"no", "cat/again.png": FILES["train/cat/001.png"]}
+    )
+    assert append(first, incoming, dataset) is None
+    assert new_records(dataset, first, list_records(incoming)) == []
+    assert list_snapshots(dataset) == [first]
+    result = append_snapshot(first, incoming, dataset, CONFIG, lambda plans: pytest.fail("ran again"))
+    assert result is None
+
+
+def test_append_from_an_empty_or_absent_prefix_is_nothing_new(tmp_path: Path, dataset: Store) -> None:
+    first = build(fill(tmp_path / "corpus", FILES), dataset)
+    assert append(first, open_store(str(tmp_path / "absent")), dataset) is None
+
+
+def test_append_takes_only_the_named_classes(tmp_path: Path, dataset: Store) -> None:
+    config = replace(CONFIG, classes=("dog", "cat"))
+    first = build(fill(tmp_path / "corpus", FILES), dataset, config)
+    assert first.classes == ("dog", "cat")
+    incoming = fill(tmp_path / "incoming", {"cat/n.png": png(900), "cow/n.png": png(901)})
+    second = append(first, incoming, dataset, replace(config, eval_fraction=0.0))
+    assert second.classes == ("dog", "cat")
+    assert second.stats["train"] == {"dog": 8, "cat": 9}
+
+
+def test_new_class_without_a_usable_image_is_refused(tmp_path: Path, dataset: Store) -> None:
+    first = build(fill(tmp_path / "corpus", FILES), dataset)
+    incoming = fill(tmp_path / "incoming", {"train/cat/n.png": png(900), "train/ant/bad.png": b"no"})
+    with pytest.raises(InputError, match="class 'ant' has no usable image for training"):
+        append(first, incoming, dataset)
+    assert list_snapshots(dataset) == [first]
+
+
+def test_append_that_lost_the_race_is_redone_on_the_winner(tmp_path: Path, dataset: Store) -> None:
+    first = build(fill(tmp_path / "corpus", FILES), dataset)
+    ours = fill(tmp_path / "ours", {"train/ant/1.png": png(900), "train/cat/s.png": png(902)})
+    theirs = fill(tmp_path / "theirs", {"train/bee/1.png": png(901), "train/cat/t.png": png(902)})
+    run_here = write_shards_here(ours, dataset, CONFIG.limits)
+    raced = []
+
+    def run_while_another_appends(plans: list[ShardPlan]) -> list[ShardResult]:
+        if not raced:
+            raced.append(append(first, theirs, dataset))
+        return run_here(plans)
+
+    third = append_snapshot(first, ours, dataset, CONFIG, run_while_another_appends)
+    assert (third.number, third.parent) == (3, raced[0].id)
+    assert third.classes == ("cat", "dog", "bee", "ant")
+    assert rejects(dataset, third) == {"train/cat/s.png": "duplicate"}
+    assert load_snapshot(dataset, "HEAD") == third
+
+
+def test_append_to_a_chain_that_was_replaced_fails_loudly(tmp_path: Path, dataset: Store) -> None:
+    corpus = fill(tmp_path / "corpus", FILES)
+    first = build(corpus, dataset)
+    build(corpus, dataset, replace(CONFIG, seed=5))
+    incoming = fill(tmp_path / "incoming", {"train/cat/n.png": png(900)})
+    with pytest.raises(SnapshotConflictError, match="snapshot 2 was committed by another writer"):
+        append(first, incoming, dataset)
+
+
+def test_build_beside_another_takes_the_next_number(tmp_path: Path, dataset: Store) -> None:
+    corpus = fill(tmp_path / "corpus", FILES)
+    run_here = write_shards_here(corpus, dataset, CONFIG.limits)
+    other = build(corpus, open_store(str(tmp_path / "elsewhere")), replace(CONFIG, seed=9))
+
+    def run_while_another_builds(plans: list[ShardPlan]) -> list[ShardResult]:
+        commit_snapshot(dataset, other)
+        return run_here(plans)
+
+    assert build_snapshot(corpus, dataset, CONFIG, run_while_another_builds).number == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"classes": ()}, {"classes": ("a", "a")}, {"max_train_per_class": 0}, {"eval_fraction": 1.0},
+        {"eval_fraction": -0.1}, {"shard_size_bytes": 0}, {"max_reject_fraction": 2}, {"leak_policy": "x"},
+    ],
+)  # fmt: skip
+def test_bad_config_names_the_field(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        ShardingConfig(**options)

@@ -1,0 +1,199 @@
+"""Each operation against PIL, or its exact formula, at three magnitudes.
+
+Tolerances are in 8-bit levels: PIL rounds its result (and some intermediate ones) to whole levels, ours
+stays in floats, so a level apart is agreement.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
+
+from data import image_ops
+from data.rand_augment import Op, RandAugmentDraw, apply_rand_augment, op_argument
+
+MAGNITUDES = (3.0, 9.0, 15.0)
+
+
+def photos(num_images: int, height: int, width: int) -> NDArray[np.uint8]:
+    """Return smooth colour fields plus noise, with dark, bright and full-range ones."""
+    rng = np.random.default_rng(7)
+    coarse = rng.uniform(0, 255, (num_images, 5, 5, 3))
+    images = [
+        np.asarray(Image.fromarray(c.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC))
+        for c in coarse
+    ]
+    noisy = np.stack(images).astype(float) + rng.normal(0, 12, (num_images, height, width, 3))
+    gains = np.linspace(0.4, 1.0, num_images)[:, None, None, None]
+    return np.clip(noisy * gains + 10, 0, 255).astype(np.uint8)
+
+
+def same_op(num_images: int, op: Op, argument: float) -> RandAugmentDraw:
+    ops_BN = np.full((num_images, 1), int(op), dtype=np.int64)
+    return RandAugmentDraw(ops_BN=ops_BN, arguments_BN=np.full(ops_BN.shape, argument))
+
+
+def run_op(images_BHWC: NDArray[np.uint8], op: Op, argument: float) -> NDArray[np.float64]:
+    """Run one operation through the grouping code; the result is in levels, BHWC."""
+    images = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).contiguous().float() / 255
+    return (
+        (apply_rand_augment(images, same_op(len(images), op, argument)) * 255)
+        .permute(0, 2, 3, 1)
+        .double()
+        .numpy()
+    )
+
+
+def pil_op(image: Image.Image, op: Op, argument: float) -> Image.Image:
+    """Do what timm's functions of the same name do, bilinear, filled with 128."""
+    bilinear, fill = Image.Resampling.BILINEAR, (128, 128, 128)
+
+    def warp(*matrix: float) -> Image.Image:
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=bilinear, fillcolor=fill)
+
+    table = {
+        Op.AutoContrast: lambda: ImageOps.autocontrast(image),
+        Op.Equalize: lambda: ImageOps.equalize(image),
+        Op.Invert: lambda: ImageOps.invert(image),
+        Op.Rotate: lambda: image.rotate(argument, resample=bilinear, fillcolor=fill),
+        Op.Posterize: lambda: ImageOps.posterize(image, int(argument)),
+        Op.Solarize: lambda: ImageOps.solarize(image, int(argument)),
+        Op.SolarizeAdd: lambda: image.point(
+            [min(255, i + int(argument)) if i < 128 else i for i in range(256)] * 3
+        ),
+        Op.Color: lambda: ImageEnhance.Color(image).enhance(argument),
+        Op.Contrast: lambda: ImageEnhance.Contrast(image).enhance(argument),
+        Op.Brightness: lambda: ImageEnhance.Brightness(image).enhance(argument),
+        Op.Sharpness: lambda: ImageEnhance.Sharpness(image).enhance(argument),
+        Op.ShearX: lambda: warp(1, argument, 0, 0, 1, 0),
+        Op.ShearY: lambda: warp(1, 0, 0, argument, 1, 0),
+        Op.TranslateXRel: lambda: warp(1, 0, argument * image.size[0], 0, 1, 0),
+        Op.TranslateYRel: lambda: warp(1, 0, 0, 0, 1, argument * image.size[1]),
+    }
+    return table[op]()
+
+
+# Levels: 0.01 is exact. The enhancements blend with a picture PIL has rounded first: half a level times
+# |1 - factor|, then PIL cuts the fraction off. AutoContrast cuts off too; geometry rounds.
+TOLERANCES = {
+    Op.AutoContrast: 1.01,
+    Op.Equalize: 0.01,
+    Op.Invert: 0.01,
+    Op.Posterize: 0.01,
+    Op.Solarize: 0.01,
+    Op.SolarizeAdd: 0.01,
+    Op.Color: 2.0,
+    Op.Contrast: 1.01,
+    Op.Brightness: 1.01,
+    Op.Sharpness: 2.0,
+}
+
+
+@pytest.mark.parametrize("increasing", [False, True])
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
+@pytest.mark.parametrize("op", list(TOLERANCES))
+def test_colour_ops_agree_with_pil(op: Op, magnitude: float, increasing: bool) -> None:
+    images = photos(4, 36, 45)
+    for sign in (-1.0, 1.0):
+        argument = op_argument(op, magnitude, sign=sign, increasing=increasing)
+        expected = np.stack([np.asarray(pil_op(Image.fromarray(i), op, argument)) for i in images])
+        difference = np.abs(run_op(images, op, argument) - expected)
+        assert difference.max() <= TOLERANCES[op]
+
+
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
+@pytest.mark.parametrize("op", [Op.Rotate, Op.ShearX, Op.ShearY, Op.TranslateXRel, Op.TranslateYRel])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_geometric_ops_agree_with_pil(op: Op, magnitude: float, sign: float) -> None:
+    """Also not square. At most 0.3% of pixels may differ: on the very edge float32 decides otherwise."""
+    images = photos(3, 36, 45)
+    argument = op_argument(op, magnitude, sign=sign, increasing=False)
+    expected = np.stack([np.asarray(pil_op(Image.fromarray(i), op, argument)) for i in images])
+    far = np.abs(run_op(images, op, argument) - expected).max(-1) > 1.01
+    assert far.mean() <= 0.003
+
+
+def test_rotation_by_a_right_angle_is_exact() -> None:
+    images = photos(2, 16, 16)
+    np.testing.assert_allclose(run_op(images, Op.Rotate, 90.0), np.rot90(images, axes=(1, 2)), atol=0.01)
+
+
+def test_translation_by_whole_pixels_is_exact() -> None:
+    images = photos(2, 16, 20)
+    moved = run_op(images, Op.TranslateXRel, 5 / 20)
+    np.testing.assert_allclose(moved[:, :, :15], images[:, :, 5:], atol=0.01)
+    np.testing.assert_allclose(moved[:, :, 15:], 128, atol=0.01)
+
+
+@pytest.mark.parametrize("op", list(Op))
+@pytest.mark.parametrize("magnitude", [0.0, 10.0, 30.0])
+def test_values_stay_in_range_for_flat_and_extreme_images(op: Op, magnitude: float) -> None:
+    """Guards against NaN from a flat channel (0 / 0) and a magnitude past an operation's range."""
+    images = np.stack([np.zeros((8, 8, 3)), np.full((8, 8, 3), 255), np.full((8, 8, 3), 77)]).astype(np.uint8)
+    for increasing in (False, True):
+        result = run_op(images, op, op_argument(op, magnitude, sign=1.0, increasing=increasing))
+        assert np.isfinite(result).all()
+        assert result.min() >= 0.0
+        assert result.max() <= 255.0
+
+
+@pytest.mark.parametrize("op", [Op.Solarize, Op.Posterize, Op.SolarizeAdd])
+def test_every_level_counts(op: Op) -> None:
+    """A threshold or step off by one level would show in a ramp of all 256."""
+    ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, None, :, None], (1, 2, 256, 3)).copy()
+    for argument in {
+        Op.Solarize: (0, 1, 128, 255, 256),
+        Op.Posterize: (1, 4, 8),
+        Op.SolarizeAdd: (0, 55, 255),
+    }[op]:
+        expected = np.asarray(pil_op(Image.fromarray(ramp[0]), op, argument))
+        np.testing.assert_allclose(run_op(ramp, op, argument)[0], expected, atol=0.01)
+
+
+def test_sharpness_leaves_tiny_images_alone() -> None:
+    images = photos(1, 2, 9)
+    np.testing.assert_allclose(run_op(images, Op.Sharpness, 1.9), images, atol=0.01)
+
+
+def test_affine_identity_is_the_image() -> None:
+    images = torch.rand(2, 3, 7, 11)
+    parameters = torch.tensor([[2 / 11, 0, 1 / 11 - 1, 0, 2 / 7, 1 / 7 - 1]]).expand(2, 6)
+    torch.testing.assert_close(image_ops.affine(images, parameters), images, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [
+        (Op.Rotate, 45.0),
+        (Op.Posterize, 6.0),
+        (Op.Solarize, 256.0),
+        (Op.SolarizeAdd, 165.0),
+        (Op.Color, 2.8),
+        (Op.ShearX, 0.45),
+        (Op.TranslateYRel, 0.675),
+    ],
+)
+def test_magnitude_15_extrapolates(op: Op, expected: float) -> None:
+    """The paper's magnitude; timm clips to 10 unless told otherwise."""
+    assert math.isclose(op_argument(op, 15.0, sign=1.0, increasing=False), expected)
+
+
+@pytest.mark.parametrize("op", list(Op))
+def test_bits_do_not_depend_on_the_batch_or_the_threads(op: Op) -> None:
+    """Kornia's contrast fails this: at 2 threads a large image alone is summed in two halves."""
+    images = torch.rand(8, 3, 200, 190, generator=torch.Generator().manual_seed(0))
+    argument = op_argument(op, 9.0, sign=1.0, increasing=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        whole = apply_rand_augment(images, same_op(8, op, argument))
+        torch.set_num_threads(2)
+        assert torch.equal(apply_rand_augment(images, same_op(8, op, argument)), whole)
+        for row in range(8):
+            alone = apply_rand_augment(images[row : row + 1], same_op(1, op, argument))
+            assert torch.equal(alone[0], whole[row])
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,277 @@
+"""Same batches for any ranks, threads and resume; every sample once; bad samples keep their place."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import batch_reader
+from data.crop import DecodeConfig
+from data.errors import InputError
+from data.loader import EvalLoader, TooManyBadSamplesError, TrainLoader
+from data.order import OrderConfig
+from data.shard_cache import ShardCache
+from data.snapshot import Snapshot
+from data.store import StoreError
+from data.tar_reader import ShardReader, StoredImage
+from data.types import Batch
+from infra.folder_store import FolderStore
+from tests.small_dataset import small_dataset
+
+Dataset = tuple[FolderStore, Snapshot, ShardCache]
+
+ORDER = OrderConfig(global_batch_size=16, num_lanes=8, shuffle_window=24, seed=3)
+DECODE = DecodeConfig(image_size_px=16)
+NUM_TRAIN, NUM_EVAL = 61, 11
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("dataset")
+    store, snapshot = small_dataset(folder, num_train=NUM_TRAIN, num_eval=NUM_EVAL)
+    return store, snapshot, ShardCache(folder / "cache", 10**9)
+
+
+def train_loader(dataset: Dataset, **choices: object) -> TrainLoader:
+    store, snapshot, cache = dataset
+    usual = {
+        "store": store, "snapshot": snapshot, "split": "train", "order": ORDER, "decode": DECODE,
+        "rank": 0, "world_size": 1, "cache": cache, "num_threads": 0,
+    }  # fmt: skip
+    return TrainLoader(**{**usual, **choices})  # type: ignore[arg-type]
+
+
+def eval_loader(dataset: Dataset, **choices: object) -> EvalLoader:
+    store, snapshot, cache = dataset
+    usual = {
+        "store": store, "snapshot": snapshot, "split": "eval", "decode": DECODE, "batch_size": 4,
+        "rank": 0, "world_size": 1, "cache": cache, "num_threads": 0,
+    }  # fmt: skip
+    return EvalLoader(**{**usual, **choices})  # type: ignore[arg-type]
+
+
+Row = tuple[str, int, int, bytes]
+
+
+def real_rows(batch: Batch) -> list[Row]:
+    """Key, label, position and pixels of each row that counts."""
+    kept = batch.weights_B.nonzero().flatten().tolist()
+    labels, positions = batch.labels_B.tolist(), batch.positions_B.tolist()
+    pixels = [image.numpy().tobytes() for image in batch.images_BHWC]
+    return [(batch.keys[i], labels[i], positions[i], pixels[i]) for i in kept]
+
+
+def epoch_rows(
+    dataset: Dataset, world_size: int, epoch: int = 0, start_step: int = 0, num_threads: int = 0
+) -> list[list[Row]]:
+    """Return the global batches from `start_step`, put together from all ranks."""
+    loaders = [
+        train_loader(dataset, rank=rank, world_size=world_size, num_threads=num_threads)
+        for rank in range(world_size)
+    ]
+    ranks = [loader.batches(epoch, start_step) for loader in loaders]
+    return [[row for batch in step for row in real_rows(batch)] for step in zip(*ranks, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def expected(dataset: Dataset) -> list[list[Row]]:
+    return epoch_rows(dataset, 1)
+
+
+def test_a_batch_is_what_it_says(dataset: Dataset) -> None:
+    batch = next(iter(train_loader(dataset).batches(2, 1)))
+    assert batch.images_BHWC.shape == (16, 16, 16, 3)
+    assert batch.images_BHWC.dtype == torch.uint8
+    assert (batch.labels_B.dtype, batch.weights_B.dtype, batch.positions_B.dtype) == (
+        torch.int64, torch.float32, torch.int64,
+    )  # fmt: skip
+    assert batch.weights_B.tolist() == [1.0] * 16
+    assert (batch.epoch, batch.step) == (2, 1)
+    for key, label in zip(batch.keys, batch.labels_B.tolist(), strict=True):
+        assert dataset[1].classes[label] == key.split("/")[-2]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("num_threads", [0, 1, 4])
+def test_same_batches_for_any_ranks_and_threads(
+    dataset: Dataset, expected: list[list[Row]], world_size: int, num_threads: int
+) -> None:
+    """Same keys, labels, positions and pixels."""
+    assert epoch_rows(dataset, world_size, num_threads=num_threads) == expected
+
+
+@settings(deadline=None, max_examples=10)
+@given(start=st.integers(0, NUM_TRAIN // 16), world_size=st.sampled_from([1, 2, 3, 8]))
+def test_resume_goes_on_with_the_next_batch(
+    dataset: Dataset, expected: list[list[Row]], start: int, world_size: int
+) -> None:
+    assert epoch_rows(dataset, world_size, start_step=start) == expected[start:]
+
+
+def test_every_kept_sample_once_and_epochs_differ(dataset: Dataset, expected: list[list[Row]]) -> None:
+    loader = train_loader(dataset)
+    assert (loader.steps_per_epoch, loader.num_left_out, loader.num_samples) == (3, 13, NUM_TRAIN)
+    keys = [row[0] for batch in expected for row in batch]
+    assert len(keys) == len(set(keys)) == 48
+    other = epoch_rows(dataset, 1, epoch=1)
+    assert {row[0] for batch in other for row in batch} != set(keys)
+    pixels = {row[0]: row[3] for batch in expected for row in batch}
+    again = [row[3] != pixels[row[0]] for batch in other for row in batch if row[0] in pixels]
+    assert all(again)  # Another epoch crops elsewhere.
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_eval_every_sample_once(dataset: Dataset, world_size: int, num_threads: int) -> None:
+    loaders = [
+        eval_loader(dataset, rank=rank, world_size=world_size, num_threads=num_threads)
+        for rank in range(world_size)
+    ]
+    batches = [list(loader.batches()) for loader in loaders]
+    assert len({len(of_rank) for of_rank in batches}) == 1
+    assert len(batches[0]) == loaders[0].num_steps
+    assert len({len(batch.keys) for of_rank in batches for batch in of_rank}) == 1
+    rows = [row for of_rank in batches for batch in of_rank for row in real_rows(batch)]
+    assert rows == [row for batch in eval_loader(dataset).batches() for row in real_rows(batch)]
+    assert len({row[0] for row in rows}) == len(rows) == NUM_EVAL
+
+
+def test_padding_has_no_key_and_real_pixels(dataset: Dataset) -> None:
+    """BatchNorm sees the padding too: black images would shift its statistics."""
+    batch = next(iter(train_loader(dataset, rank=2, world_size=3).batches(0)))
+    assert batch.weights_B.tolist() == [1, 1, 1, 1, 0, 0]
+    assert batch.keys[4:] == ("", "")
+    assert torch.equal(batch.images_BHWC[4:], batch.images_BHWC[:2])
+
+
+def break_samples(monkeypatch: pytest.MonkeyPatch, keys: set[str]) -> None:
+    """Bytes that pass their checksum and still are no image, as an adopted shard may hold."""
+    real = ShardReader.read
+
+    def read(self: ShardReader, shard: int, row: int) -> StoredImage:
+        stored = real(self, shard, row)
+        return stored._replace(image_bytes=b"broken") if stored.name in keys else stored
+
+    monkeypatch.setattr(ShardReader, "read", read)
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_a_bad_sample_keeps_its_place(
+    dataset: Dataset, expected: list[list[Row]], monkeypatch: pytest.MonkeyPatch, num_threads: int
+) -> None:
+    bad = {expected[1][0][0], expected[1][9][0], expected[2][5][0]}
+    break_samples(monkeypatch, bad)
+    loader = train_loader(dataset, num_threads=num_threads, max_bad_samples=3)
+    batches = [*loader.batches(0), *loader.batches(0)]
+    assert [list(batch.keys) for batch in batches[:3]] == [[r[0] for r in b] for b in expected]
+    assert [(batch.weights_B == 0).nonzero().flatten().tolist() for batch in batches[:3]] == [[], [0, 9], [5]]
+    assert not batches[1].images_BHWC[9].any()
+    assert loader.bad_keys == (expected[1][0][0], expected[1][9][0], expected[2][5][0])  # Counted once each.
+
+
+def test_too_many_bad_samples_are_fatal(
+    dataset: Dataset, expected: list[list[Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_samples(monkeypatch, {row[0] for row in expected[0][:3]})
+    with pytest.raises(TooManyBadSamplesError, match="3 samples cannot be decoded, max_bad_samples allows 2"):
+        list(train_loader(dataset, max_bad_samples=2, num_threads=2).batches(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailingStore(FolderStore):
+    """Loses its shards."""
+
+    def get_range(self, path: str, start: int, size_bytes: int) -> bytes:
+        raise StoreError(f"{path}: the store is gone")
+
+
+def decode_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("decode")}
+
+
+def test_a_store_fault_surfaces_and_is_no_bad_sample(dataset: Dataset) -> None:
+    failing = FailingStore(root=dataset[0].root)
+    loader = train_loader(dataset, store=failing, cache=None, num_threads=2)
+    with pytest.raises(StoreError, match="the store is gone"):
+        list(loader.batches(0))
+    assert loader.bad_keys == ()
+    assert decode_threads() == set()
+
+
+def test_closing_the_iterator_stops_the_threads(dataset: Dataset) -> None:
+    batches = train_loader(dataset, num_threads=3).batches(0)
+    next(batches)
+    assert decode_threads()
+    assert isinstance(batches, Iterator)
+    batches.close()  # type: ignore[attr-defined]
+    assert decode_threads() == set()
+
+
+def test_work_goes_on_while_the_consumer_holds_a_batch(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a depth of 1 the next batch must already be under way, or decoding never overlaps training."""
+    started: list[int] = []
+    real = batch_reader.BatchReader._start
+
+    def start(self: object, step: int, *rest: object) -> object:
+        started.append(step)
+        return real(self, step, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(batch_reader.BatchReader, "_start", start)
+    for depth in (1, 2):
+        started.clear()
+        batches = train_loader(dataset, num_threads=1, prefetch_batches=depth).batches(0)
+        next(batches)
+        assert started == list(range(depth + 1))
+        batches.close()  # type: ignore[attr-defined]
+    started.clear()
+    next(train_loader(dataset, num_threads=0).batches(0))
+    assert started == [0]
+
+
+def test_what_does_not_fit_is_refused(dataset: Dataset) -> None:
+    with pytest.raises(InputError, match="has no split 'test'; it has eval, train"):
+        train_loader(dataset, split="test")
+    with pytest.raises(InputError, match="world_size 9 exceeds num_lanes 8"):
+        train_loader(dataset, world_size=9)
+    with pytest.raises(InputError, match=r"61 samples, fewer than one global batch of 64"):
+        train_loader(dataset, order=replace(ORDER, global_batch_size=64))
+    with pytest.raises(InputError, match="start_step is 4; an epoch has 3 steps"):
+        train_loader(dataset).batches(0, 4)
+    with pytest.raises(InputError, match="prefetch_batches is 0"):
+        train_loader(dataset, prefetch_batches=0)
+    with pytest.raises(InputError, match="num_threads is -1"):
+        eval_loader(dataset, num_threads=-1)
+
+
+def test_identity_names_the_snapshot(dataset: Dataset) -> None:
+    identity = train_loader(dataset, rank=1, world_size=2, num_threads=3).identity
+    assert identity == train_loader(dataset).identity
+    assert (identity.snapshot_id, identity.split, identity.seed) == (dataset[1].id, "train", 3)
+
+
+def test_random_pad_recipe_runs(dataset: Dataset) -> None:
+    decode = DecodeConfig(image_size_px=24, crop_mode="random_pad")
+    loaders = [train_loader(dataset, decode=decode, num_threads=n) for n in (0, 2)]
+    first, second = (np.concatenate([b.images_BHWC for b in loader.batches(0)]) for loader in loaders)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_cache_is_shared_by_later_loaders(dataset: Dataset, tmp_path: Path) -> None:
+    """A new process finds the shards on the disk: no download."""
+    cache = ShardCache(tmp_path / "cache", 10**9)
+    list(train_loader(dataset, cache=cache).batches(0))
+    failing = FailingStore(root=dataset[0].root)
+    assert (
+        len(
+            list(train_loader(dataset, store=failing, cache=ShardCache(tmp_path / "cache", 10**9)).batches(0))
+        )
+        == 3
+    )

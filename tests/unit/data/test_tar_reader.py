@@ -1,0 +1,145 @@
+"""Every read is checked; damage of the cache heals, damage of the store is named."""
+
+import io
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import tar_reader
+from data.shard_cache import ShardCache
+from data.shard_index import read_index
+from data.snapshot import Snapshot
+from data.store import StoreError
+from data.tar_reader import CorruptShardError, ShardReader, StoredImage
+from infra.folder_store import FolderStore
+from tests.small_dataset import small_dataset
+
+Dataset = tuple[FolderStore, Snapshot]
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return small_dataset(tmp_path_factory.mktemp("pristine"), num_train=24)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    """A dataset of the test's own, to be damaged."""
+    return small_dataset(tmp_path, num_train=24)
+
+
+def read_all(reader: ShardReader, snapshot: Snapshot) -> list[StoredImage]:
+    shards = snapshot.splits["train"]
+    return [reader.read(i, row) for i, shard in enumerate(shards) for row in range(shard.num_samples)]
+
+
+def images_in_tars(store: FolderStore, snapshot: Snapshot) -> list[bytes]:
+    """Read the images with the standard library, in order."""
+    images: list[bytes] = []
+    for shard in snapshot.splits["train"]:
+        with tarfile.open(fileobj=io.BytesIO(store.get(shard.path))) as tar:
+            for member in tar:
+                if member.name.endswith((".png", ".jpg")):
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    images.append(file.read())
+    return images
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_reads_the_images_and_labels(pristine: Dataset, tmp_path: Path, cached: bool) -> None:
+    store, snapshot = pristine
+    assert len(snapshot.splits["train"]) > 1
+    cache = ShardCache(tmp_path / "cache", 10**9) if cached else None
+    read = read_all(ShardReader(store, snapshot.splits["train"], cache), snapshot)
+    assert [image.image_bytes for image in read] == images_in_tars(store, snapshot)
+    for image in read:
+        assert snapshot.classes[image.label] == image.name.split("/")[-2]
+
+
+def test_few_indexes_are_kept(pristine: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, snapshot = pristine
+    expected = read_all(ShardReader(store, snapshot.splits["train"], None), snapshot)
+    monkeypatch.setattr(tar_reader, "_MAX_INDEX_ROWS", 1)
+    reader = ShardReader(store, snapshot.splits["train"], None)
+    assert read_all(reader, snapshot) == expected
+    assert len(reader._indexes) == 1
+
+
+@pytest.mark.parametrize("max_open", [1, 128])
+def test_a_small_budget_and_few_open_shards(
+    pristine: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_open: int
+) -> None:
+    store, snapshot = pristine
+    monkeypatch.setattr(tar_reader, "_MAX_OPEN_SHARDS", max_open)
+    shards = snapshot.splits["train"]
+    cache = ShardCache(tmp_path / "cache", max(shard.size_bytes for shard in shards))
+    reader = ShardReader(store, shards, cache)
+    rng = np.random.default_rng(0)
+    for shard in rng.integers(0, len(shards), 30).tolist():
+        assert (
+            reader.read(shard, 0).image_bytes == ShardReader(store, shards, None).read(shard, 0).image_bytes
+        )
+        # Evicted shards must not keep their space occupied through open files.
+        assert not any(opened is not None and opened.is_evicted for opened in reader._open.values())
+        assert len(reader._open) <= max_open
+
+
+def damage(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def first_offset(store: FolderStore, snapshot: Snapshot) -> int:
+    return read_index(store, snapshot.splits["train"][0]).column("offset")[0].as_py()
+
+
+@pytest.mark.parametrize("fault", ["bit", "short"])
+def test_a_damaged_cache_heals(pristine: Dataset, tmp_path: Path, fault: str) -> None:
+    store, snapshot = pristine
+    shards = snapshot.splits["train"]
+    cache = ShardCache(tmp_path / "cache", 10**9)
+    expected = read_all(ShardReader(store, shards, cache), snapshot)
+    for file in (tmp_path / "cache" / "shards").iterdir():
+        if fault == "bit":
+            damage(file, first_offset(store, snapshot) + 5)
+        else:
+            file.write_bytes(file.read_bytes()[:1000])
+    assert read_all(ShardReader(store, shards, cache), snapshot) == expected
+    assert read_all(ShardReader(store, shards, cache), snapshot) == expected
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_damaged_shard_is_named(dataset: Dataset, tmp_path: Path, cached: bool) -> None:
+    store, snapshot = dataset
+    shards = snapshot.splits["train"]
+    damage(store.root / shards[0].path, first_offset(store, snapshot) + 5)
+    cache = ShardCache(tmp_path / "cache", 10**9) if cached else None
+    reader = ShardReader(store, shards, cache)
+    with pytest.raises(CorruptShardError, match=rf"{shards[0].path} is damaged: row 0 .* its index says"):
+        reader.read(0, 0)
+    reader.read(0, 1)
+
+
+def test_a_vanished_shard_is_named(dataset: Dataset, tmp_path: Path) -> None:
+    store, snapshot = dataset
+    shard = snapshot.splits["train"][1]
+    store.delete(shard.path)
+    reader = ShardReader(store, snapshot.splits["train"], ShardCache(tmp_path / "cache", 10**9))
+    with pytest.raises(StoreError, match=rf"{shard.path} does not exist"):
+        reader.read(1, 0)
+
+
+def test_a_wrong_index_is_refused(dataset: Dataset) -> None:
+    store, snapshot = dataset
+    shards = snapshot.splits["train"]
+    wrong_count = replace(shards[0], num_samples=shards[0].num_samples + 1)
+    with pytest.raises(CorruptShardError, match=f"its snapshot says {wrong_count.num_samples}"):
+        ShardReader(store, [wrong_count], None).read(0, 0)
+    store.put(shards[1].index_path, store.get(shards[0].index_path))
+    with pytest.raises(StoreError, match="is damaged: sha256"):
+        ShardReader(store, shards, None).read(1, 0)

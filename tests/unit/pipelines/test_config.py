@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+
+from data.errors import InputError
+from pipelines.config import parse_run_config
+
+CONFIGS = sorted(Path("pipelines/configs").glob("*.yaml"))
+DEMO = ["--config", "pipelines/configs/demo.yaml"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_parses(path: Path) -> None:
+    config = parse_run_config(["--config", str(path)], "")
+    assert config.recipe.model_config(num_classes=3).num_classes == 3
+
+
+def test_overrides_win_over_files_and_files_over_defaults() -> None:
+    config = parse_run_config([*DEMO, "--recipe.finetune.train.epochs", "3"], "")
+    assert config.recipe.finetune.train.epochs == 3
+    assert config.recipe.finetune.decode.image_size_px == 48
+    assert config.recipe.finetune.train.betas == (0.9, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe.pretrain.trian.epochs", "3"], r"'recipe.pretrain.trian.epochs'; keys of recipe.pretrain: cl"),
+        (["--runtime.num_worker", "3"], r"did you mean runtime.num_workers\?"),
+        (["--receipt.seed", "3"], r"keys of the config: corpus, recipe, runtime; did you mean recipe\?"),
+        (["--recipe.seed.x", "3"], r"recipe.seed.*int"),
+        (["--recipe.seed", "x"], r"recipe.seed.*int.*x"),
+        (["--recipe.model", "coatnet_9"], r"unknown model 'coatnet_9'; models: coatnet_0"),
+        (["--recipe.model_overrides", "{width: 3}"], r"unknown model option 'width'"),
+        (["--recipe.pretrain.train.epochs", "0"], r"epochs is 0; it must be at least 1"),
+        (["--runtime.num_workers", "0"], r"runtime.num_workers is 0"),
+        (["--config", "missing.yaml"], r"missing.yaml"),
+    ],
+)
+def test_bad_options_are_one_line_that_says_what_is_allowed(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        parse_run_config([*DEMO, *arguments], "")
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_key_in_a_file_names_the_valid_ones(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: {pretrain: {optimizer: sgd}}\n")
+    with pytest.raises(InputError, match=r"'recipe.pretrain.optimizer'; keys of recipe.pretrain: classes, "):
+        parse_run_config(["--config", str(file)], "")
+
+
+def test_class_lists_of_a_file_belong_to_its_corpus() -> None:
+    """`--corpus PATH` runs the demo's recipe on anyone's class folders."""
+    config = parse_run_config([*DEMO, "--corpus", "/photos"], "")
+    assert config.recipe.pretrain.classes is None
+    assert config.recipe.finetune.max_train_per_class is None
+    kept = parse_run_config([*DEMO, "--corpus", "/photos", "--recipe.finetune.classes", "[a,b]"], "")
+    assert kept.recipe.finetune.classes == ("a", "b")
+    assert kept.recipe.pretrain.classes is None
