@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from data.errors import InputError
+from data.plain import with_tuples
 
 RelativeAttention = Literal["pre", "post", "none"]
 NormKind = Literal["batch", "layer"]
@@ -98,7 +99,7 @@ class ModelConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             raise InputError(f"unknown model option {unknown[0]!r}; options: {', '.join(sorted(known))}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return cls(**with_tuples(values))
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

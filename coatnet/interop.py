@@ -48,7 +48,9 @@ def load_weights(directory: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def load_for_finetune(directory: Path, num_classes: int, stochastic_depth_rate: float) -> tuple[CoAtNet, list[str]]:
+def load_for_finetune(
+    directory: Path, num_classes: int, stochastic_depth_rate: float
+) -> tuple[CoAtNet, list[str]]:
     """Return a model that starts from saved weights, and the names it initialised anew.
 
     Only the classifier may differ: with another class count it is drawn anew. Relative-bias

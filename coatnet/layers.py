@@ -38,8 +38,10 @@ class Downsample(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, pool: PoolKind) -> None:
         super().__init__()
         self.stride = stride
-        self.pool = pool
-        self.project = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.pool: PoolKind = pool
+        self.project = (
+            nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return [B, out_channels, ceil(H / stride), ceil(W / stride)]."""

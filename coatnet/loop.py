@@ -189,7 +189,7 @@ def _launch(run: _Run, batch: Batch) -> PendingMetrics:
     state, identity = run.state, run.source.identity
     lane_size = identity.global_batch_size // identity.num_lanes
     # Dropout and stochastic depth depend on the step alone, never on what ran before it.
-    torch.manual_seed(hash_key(run.config.seed, state.num_steps, run.worker.rank))
+    torch.manual_seed(hash_key(run.source.identity.seed, state.num_steps, run.worker.rank))
     augmented = run.augment(batch, lane_size=lane_size, device=run.worker.device)
     return train_step(
         state,

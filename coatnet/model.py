@@ -62,6 +62,7 @@ class CoAtNet(nn.Module):
         self.stages = nn.ModuleList(_make_stages(config))
         self.head = Head(config)
         self.reset_parameters()
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Map normalised float images [B, C, H, W] to logits [B, K].

@@ -35,8 +35,6 @@ class TrainConfig:
     compile: bool = False
     eval_every_epochs: int = 1
     """The last epoch is always evaluated."""
-    seed: int = 0
-    """Keys dropout and stochastic depth by step and rank."""
 
     def __post_init__(self) -> None:
         _check_choice("schedule", self.schedule, get_args(Schedule))

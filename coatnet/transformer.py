@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from coatnet.config import ModelConfig
+from coatnet.config import ModelConfig, PoolKind
 from coatnet.layers import LAYER_NORM_EPS, Downsample, StochasticDepth, pool_2d
 from coatnet.relative_attention import RelativeAttentionLayer
 
@@ -39,7 +39,7 @@ class TransformerBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.stride = stride
-        self.pool = config.pool
+        self.pool: PoolKind = config.pool
         self.shortcut = Downsample(in_channels, out_channels, stride, config.pool)
         self.attention_norm = nn.LayerNorm(in_channels, eps=LAYER_NORM_EPS)
         self.attention = RelativeAttentionLayer(

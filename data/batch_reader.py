@@ -6,7 +6,7 @@ the number of threads. Shape letters: B batch, H and W pixels, C channels (RGB).
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -83,7 +83,7 @@ class BatchReader:
         steps: range,
         rows_at: Callable[[int], RankBatch],
         decoder_for: Callable[[RankBatch], DecodeRow],
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         """Yield the batches of `steps`. Closing the iterator, or an error, stops the threads."""
         # Not `with executor`: that would first finish all that is under way.
         executor = ThreadPoolExecutor(self._num_threads, "decode") if self._num_threads else None

@@ -5,7 +5,7 @@
 Shape letters: B batch, D draws per sample, H and W pixels, C channels (RGB).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from data.batch_reader import BatchReader, DecodeRow, Pixels, TooManyBadSamplesError
 from data.crop import DecodeConfig, draw_crops
@@ -64,7 +64,7 @@ class TrainLoader:
         """Keys of the samples that could not be decoded so far, on this rank."""
         return tuple(self._batch_reader.bad_keys)
 
-    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch]:
         """Yield the epoch's batches from `start_step` on. Close the iterator to stop early."""
         if not 0 <= start_step <= self.steps_per_epoch:
             raise InputError(f"start_step is {start_step}; an epoch has {self.steps_per_epoch} steps.")
@@ -119,7 +119,7 @@ class EvalLoader:
         """Keys of the samples that could not be decoded so far, on this rank."""
         return tuple(self._batch_reader.bad_keys)
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch]:
         """Yield all batches; their epoch is 0. Close the iterator to stop early."""
 
         def decode(content: bytes, row: int, out_HWC: Pixels) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 def normalize(
     images_BHWC: Tensor,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Turn uint8 images into (x / 255 - mean) / std, BCHW channels_last, where they are: for evaluation."""
@@ -20,9 +20,7 @@ def normalize(
     return images.to(dtype=dtype, memory_format=torch.channels_last)
 
 
-def denormalize(
-    images_BCHW: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> Tensor:
+def denormalize(images_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Turn a model's input back into uint8 BHWC, to look at it."""
     mean_C, std_C = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
     images = (images_BCHW.detach().cpu().float() * std_C + mean_C) * 255.0
@@ -34,9 +32,7 @@ def to_levels(images_BHWC: Tensor) -> Tensor:
     return images_BHWC.permute(0, 3, 1, 2).contiguous().float()
 
 
-def normalize_(
-    images_BCHW: Tensor, white: float, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> Tensor:
+def normalize_(images_BCHW: Tensor, white: float, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Scale and shift in place, images being in [0, white] and contiguous.
 
     Two steps in place, which cannot round differently from row to row, are three times faster on the
@@ -48,7 +44,7 @@ def normalize_(
 
 @lru_cache(maxsize=32)
 def _scale_and_bias(
-    white: float, mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
+    white: float, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
         scale = torch.tensor([1.0 / (white * s) for s in std], device=device).view(1, -1, 1, 1)

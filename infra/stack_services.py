@@ -252,9 +252,10 @@ auth_cache_ttl_seconds = 60
 def _make_ray_temp_dir(home: StackHome) -> None:
     """Make Ray's folder, refuse another user's, and remove the sessions of earlier starts."""
     folder = home.ray_temp_dir
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise InputError(f"{folder} belongs to another user: remove it, or choose another --home")
+    folder.parent.mkdir(mode=0o700, exist_ok=True)
+    if folder.parent.is_symlink() or folder.parent.stat().st_uid != os.getuid():
+        raise InputError(f"{folder.parent} belongs to another user: remove it, or choose another --home")
+    folder.parent.chmod(0o700)
     for session in sorted(folder.glob("session_20*"))[:-1]:
         shutil.rmtree(session, ignore_errors=True)
     logs = home.root / "logs" / "ray_session"

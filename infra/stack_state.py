@@ -41,9 +41,12 @@ class StackHome:
 
     @property
     def ray_temp_dir(self) -> Path:
-        """Ray's folder, outside of home: its socket paths hold at most 107 bytes and no space."""
+        """Ray's folder, outside of home: its socket paths hold at most 107 bytes and no space.
+
+        Ray opens it to every user of the machine, so it lies in a folder that is ours alone.
+        """
         digest = hashlib.sha256(os.fsencode(self.root.resolve())).hexdigest()
-        return Path("/tmp") / f"ray-{digest[:8]}"
+        return Path("/tmp") / f"ray-{digest[:8]}" / "r"
 
     def log_path(self, service: str) -> Path:
         """Where the service's output goes."""

@@ -20,6 +20,7 @@ from data.build import ShardingConfig
 from data.decode import DecodeConfig
 from data.errors import InputError
 from data.order import OrderConfig
+from data.plain import with_tuples
 from pipelines.promotion import GatePolicy
 
 ConfigT = TypeVar("ConfigT")
@@ -82,7 +83,6 @@ class Recipe:
 
     def model_config(self, num_classes: int) -> ModelConfig:
         """Return the pretraining model's config; bias tables are sized by its resolution."""
-        overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in self.model_overrides.items()}
         return model_config(
             self.model,
             num_classes=num_classes,
@@ -90,7 +90,7 @@ class Recipe:
             stochastic_depth_rate=self.pretrain.stochastic_depth_rate,
             mean=self.pretrain.augment.mean,
             std=self.pretrain.augment.std,
-            **overrides,
+            **with_tuples(self.model_overrides),
         )
 
     def sharding(self, phase: PhaseConfig) -> ShardingConfig:
@@ -213,4 +213,6 @@ def _unknown_key(config_type: type, key: str) -> str:
     names = [f.name for f in fields(node)]
     near = difflib.get_close_matches(unknown, names, n=1)
     hint = f"; did you mean {group}{near[0]}?" if near else ""
-    return f"unknown config key {key!r}; keys of {group.rstrip('.') or 'the config'}: {', '.join(names)}{hint}"
+    return (
+        f"unknown config key {key!r}; keys of {group.rstrip('.') or 'the config'}: {', '.join(names)}{hint}"
+    )

@@ -11,6 +11,7 @@ from typing import Any
 from coatnet.interop import WEIGHTS_NAME, load_config
 from data.crop import DecodeConfig
 from data.errors import InputError
+from data.plain import with_tuples
 from data.store import Store
 from infra.ledger import Intent, Ledger
 from infra.registry import Registry, VersionInfo
@@ -78,18 +79,24 @@ class Review:
         """Register the candidate and promote it if it has earned it; safe to repeat."""
         report = EvalReport.load(self.root, candidate.report_path)
         version = self._register(candidate, report)
+        ledger = Ledger(store=self.root)
+        if self.registry.resume_promotion(self.model_name, version.version, ledger) is not None:
+            self.announce(f"promote: finished what was begun for version {version.version}")
+            version = self.registry.get_version(self.model_name, version.version)
         if VERDICT_TAG in version.tags:
             self.announce(
                 f"promote: version {version.version} was {version.tags[VERDICT_TAG]} before, skipped"
             )
             return version
         champion = self.registry.champion(self.model_name)
-        if champion is not None and champion.version == version.version:
-            champion = None
         champion_report = self._champion_report(champion) if champion else None
         decision = decide_promotion(report, champion_report, self.policy)
         self._log_decision(decision, report, champion_report)
-        self._carry_out(candidate, version, champion, decision)
+        intent = self._intent(candidate, version, champion, decision)
+        if decision.promoted:
+            self.registry.promote(intent, ledger)
+        else:
+            self.registry.reject(intent, ledger)
         self.announce(f"promote: version {version.version}: {decision.first_line}")
         return self.registry.get_version(self.model_name, version.version)
 
@@ -122,14 +129,14 @@ class Review:
         return version
 
     def _champion_report(self, champion: VersionInfo) -> EvalReport:
-        decode = DecodeConfig(**_tuples(json.loads(champion.tags[DECODE_TAG])))
+        decode = DecodeConfig(**with_tuples(json.loads(champion.tags[DECODE_TAG])))
         record = self.evaluate_champion(champion_stage(self.registry, champion), decode)
         return EvalReport.load(self.root, record.output["report_path"])
 
-    def _carry_out(
+    def _intent(
         self, candidate: Candidate, version: VersionInfo, champion: VersionInfo | None, decision: Decision
-    ) -> None:
-        intent = Intent(
+    ) -> Intent:
+        return Intent(
             model=self.model_name,
             version=version.version,
             from_version=champion.version if champion else None,
@@ -142,11 +149,6 @@ class Review:
             actor=self.actor,
             gates=_strict(decision.to_dict()),
         )
-        ledger = Ledger(store=self.root)
-        if decision.promoted:
-            self.registry.promote(intent, ledger)
-        else:
-            self.registry.reject(intent, ledger)
 
     def _log_decision(self, decision: Decision, report: EvalReport, champion: EvalReport | None) -> None:
         tracker = Tracker(self.run)
@@ -208,7 +210,3 @@ def _tags(candidate: Candidate, report: EvalReport) -> dict[str, str]:
 def _strict(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values with NaN and infinities as text: strict JSON has none."""
     return json.loads(json.dumps(values), parse_constant=str)
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

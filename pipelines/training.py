@@ -2,7 +2,8 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,6 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
     snapshot = load_snapshot(dataset, plan.snapshot_id)
     torch.manual_seed(hash_key(plan.seed))
     model, renewed = make_model(plan, root)
-    model.to(memory_format=torch.channels_last)
     loader = make_train_loader(worker, plan, dataset, snapshot)
     augment = Augment(plan.phase.augment, num_classes=len(snapshot.classes), seed=plan.seed)
     tracker = Tracker(plan.run) if worker.rank == 0 and plan.run else None
@@ -73,7 +73,7 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
     result = train(
         worker,
         model=model,
-        config=replace(plan.phase.train, seed=plan.seed),
+        config=plan.phase.train,
         runtime=RuntimeTrainConfig(
             name=plan.name, checkpoint_every_steps=plan.runtime.checkpoint_every_steps
         ),
@@ -151,9 +151,8 @@ def _save_weights(stage: Store, model: CoAtNet, weights: Mapping[str, torch.Tens
 
 def _log_contact_sheet(tracker: Tracker, loader: TrainLoader, augment: Augment, plan: TrainPlan) -> None:
     """Show what the first training images look like before and after augmentation."""
-    batches = loader.batches(0)
-    batch = next(batches)
-    batches.close()
+    with closing(loader.batches(0)) as batches:
+        batch = next(batches)
     lane_size = plan.phase.order(plan.seed).lane_size
     augmented = augment(batch, lane_size=lane_size, device=torch.device("cpu"))
     config = plan.phase.augment

@@ -33,8 +33,9 @@ def test_mbconv_equals_the_formula(downsample_on: Any, size: int) -> None:
     y = F.gelu(batch_norm(y, block.expand_norm))
     y = F.conv2d(y, block.depthwise.weight, stride=strides[1], padding=1, groups=64)
     y = F.gelu(batch_norm(y, block.depthwise_norm))
-    gate = F.conv2d(F.silu(F.conv2d(y.mean((2, 3), keepdim=True), block.se.reduce.weight, block.se.reduce.bias)),  # pyright: ignore
-                    block.se.expand.weight, block.se.expand.bias).sigmoid()  # pyright: ignore  # fmt: skip
+    se: Any = block.se
+    gate = F.silu(F.conv2d(y.mean((2, 3), keepdim=True), se.reduce.weight, se.reduce.bias))
+    gate = F.conv2d(gate, se.expand.weight, se.expand.bias).sigmoid()
     y = F.conv2d(y * gate, block.project.weight, block.project.bias)
     pooled = F.max_pool2d(x, 2, ceil_mode=True)
     expected = F.conv2d(pooled, block.shortcut.project.weight, block.shortcut.project.bias) + y  # pyright: ignore

@@ -24,10 +24,8 @@ def naive_attention(layer: RelativeAttentionLayer, x_BHWC: torch.Tensor) -> torc
                     if layer.bias is not None:
                         dy, dx = i // width - j // width, i % width - j % width
                         bias[i, j] = layer.bias.table[head, dy + height - 1, dx + width - 1]
-            if layer.kind == "pre":
-                weights = (scores + bias).softmax(-1)
-            else:
-                weights = scores.softmax(-1) + bias
+            is_pre = layer.kind == "pre"
+            weights = (scores + bias).softmax(-1) if is_pre else scores.softmax(-1) + bias
             out[b, :, head] = weights @ qkv[b, :, 2, head]
     return layer.project(out.reshape(batch, height, width, h * d))
 

@@ -25,7 +25,10 @@ def test_overrides_win_over_files_and_files_over_defaults() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe.pretrain.trian.epochs", "3"], r"'recipe.pretrain.trian.epochs'; keys of recipe.pretrain: cl"),
+        (
+            ["--recipe.pretrain.trian.epochs", "3"],
+            r"'recipe.pretrain.trian.epochs'; keys of recipe.pretrain: cl",
+        ),
         (["--runtime.num_worker", "3"], r"did you mean runtime.num_workers\?"),
         (["--receipt.seed", "3"], r"keys of the config: corpus, recipe, runtime; did you mean recipe\?"),
         (["--recipe.seed.x", "3"], r"recipe.seed.*int"),
