@@ -79,6 +79,11 @@ class ModelConfig:
                 f"mean and std have {len(self.mean)} and {len(self.std)} entries; "
                 f"in_channels = {self.in_channels} needs as many"
             )
+        if not all(0.0 <= value <= 1.0 for value in self.mean) or not all(1e-3 <= v <= 1.0 for v in self.std):
+            raise InputError(
+                f"mean and std are {self.mean} and {self.std}; of images in [0, 1], std at least 0.001: "
+                "divide by 255 if yours are of levels"
+            )
 
     @property
     def total_stride(self) -> int:

@@ -76,8 +76,6 @@ class AugmentConfig:
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
     """With both alphas above 0 each lane of each batch takes one of the two, half and half."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         _check_range(self, "flip_probability", 0.0, 1.0)
@@ -88,8 +86,6 @@ class AugmentConfig:
         _check_range(self, "random_erasing_probability", 0.0, 1.0)
         _check_range(self, "mixup_alpha", 0.0, 100.0)
         _check_range(self, "cutmix_alpha", 0.0, 100.0)
-        _check_channels("mean", self.mean, low=0.0)
-        _check_channels("std", self.std, low=1e-3)
 
     @property
     def mixes(self) -> bool:
@@ -101,14 +97,6 @@ def _check_range(config: AugmentConfig, field: str, low: float, high: float) -> 
     value = getattr(config, field)
     if not low <= value <= high:  # also catches NaN
         raise InputError(f"augment.{field} is {value}; allowed is {low} to {high}; change it in the config")
-
-
-def _check_channels(field: str, values: tuple[float, ...], *, low: float) -> None:
-    if len(values) != _NUM_CHANNELS or not all(low <= value <= 1.0 for value in values):
-        raise InputError(
-            f"augment.{field} is {values}; allowed are three numbers from {low} to 1, for images in [0, 1]; "
-            "divide by 255 if yours are for levels"
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,8 +125,19 @@ class _Draws:
 class Augment:
     """Augments the batches of one training stage. Holds no state: equal inputs give equal pixels."""
 
-    def __init__(self, config: AugmentConfig, *, num_classes: int, seed: int) -> None:
+    def __init__(
+        self,
+        config: AugmentConfig,
+        *,
+        num_classes: int,
+        seed: int,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+    ) -> None:
+        """`mean` and `std` are what the model expects of inputs in [0, 1]."""
         self.config = config
+        self._mean = mean
+        self._std = std
         self._num_classes = num_classes
         self._seed = seed
 
@@ -204,7 +203,7 @@ class Augment:
                 images = op(images, factors_BD1[:, number])
         if draws.rand_augment is not None:
             images = apply_rand_augment(images, draws.rand_augment)
-        images = normalize_(images, white, self.config.mean, self.config.std)
+        images = normalize_(images, white, self._mean, self._std)
         if draws.erased_B4 is not None:
             boxes_B4 = to_device(draws.erased_B4, device)
             images.masked_fill_(box_masks(boxes_B4, images.shape[2], images.shape[3]), 0.0)

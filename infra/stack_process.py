@@ -54,6 +54,8 @@ def spawn(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    # The service outlives this object, which else warns when it is collected.
+    process.returncode = 0
     started_at = time.time()
     with contextlib.suppress(psutil.NoSuchProcess):
         started_at = psutil.Process(process.pid).create_time()

@@ -88,8 +88,6 @@ class Recipe:
             num_classes=num_classes,
             pretrain_image_size_px=self.pretrain.decode.image_size_px,
             stochastic_depth_rate=self.pretrain.stochastic_depth_rate,
-            mean=self.pretrain.augment.mean,
-            std=self.pretrain.augment.std,
             **with_tuples(self.model_overrides),
         )
 

@@ -66,10 +66,13 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
     torch.manual_seed(hash_key(plan.seed))
     model, renewed = make_model(plan, root)
     loader = make_train_loader(worker, plan, dataset, snapshot)
-    augment = Augment(plan.phase.augment, num_classes=len(snapshot.classes), seed=plan.seed)
+    mean, std = model.config.mean, model.config.std
+    augment = Augment(
+        plan.phase.augment, num_classes=len(snapshot.classes), seed=plan.seed, mean=mean, std=std
+    )
     tracker = Tracker(plan.run) if worker.rank == 0 and plan.run else None
     if tracker is not None:
-        _log_contact_sheet(tracker, loader, augment, plan)
+        _log_contact_sheet(tracker, loader, augment, plan, model.config)
     result = train(
         worker,
         model=model,
@@ -80,7 +83,7 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
         source=loader,
         make_eval_source=partial(make_eval_loader, worker, plan, dataset, snapshot),
         augment=augment,
-        normalize=partial(normalize, mean=model.config.mean, std=model.config.std),
+        normalize=partial(normalize, mean=mean, std=std),
         checkpoints=CheckpointStore(stage, CHECKPOINT_FOLDER),
         log=tracker.log_metrics if tracker is not None else _log_nothing,
     )
@@ -149,13 +152,14 @@ def _save_weights(stage: Store, model: CoAtNet, weights: Mapping[str, torch.Tens
         upload_folder(Path(folder), stage.sub(MODEL_FOLDER))
 
 
-def _log_contact_sheet(tracker: Tracker, loader: TrainLoader, augment: Augment, plan: TrainPlan) -> None:
+def _log_contact_sheet(
+    tracker: Tracker, loader: TrainLoader, augment: Augment, plan: TrainPlan, config: ModelConfig
+) -> None:
     """Show what the first training images look like before and after augmentation."""
     with closing(loader.batches(0)) as batches:
         batch = next(batches)
     lane_size = plan.phase.order(plan.seed).lane_size
     augmented = augment(batch, lane_size=lane_size, device=torch.device("cpu"))
-    config = plan.phase.augment
     picture = contact_sheet(
         batch.images_BHWC[:_SHEET_IMAGES],
         denormalize(augmented.images_BCHW[:_SHEET_IMAGES], config.mean, config.std),

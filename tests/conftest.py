@@ -1,6 +1,7 @@
 """One real local stack for all tests that need services; each fixture adds what it needs to it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from infra.local_stack import read_environment
+from infra.stack_state import StackHome
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # A driver inside the test process names the cluster itself; otherwise every test that starts a
@@ -50,6 +52,7 @@ def stack_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ.clear()
     os.environ.update(before)
     run_stack(home, "down")
+    shutil.rmtree(StackHome(root=home).ray_temp_dir.parent, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

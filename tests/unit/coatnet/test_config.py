@@ -21,6 +21,8 @@ from data.errors import InputError
         ({"pool": "min"}, "allowed: max, avg"),
         ({"stochastic_depth_rate": 1.0}, r"must be in \[0, 1\)"),
         ({"in_channels": 1}, "in_channels = 1 needs as many"),
+        ({"mean": (124.0, 116.0, 104.0)}, "divide by 255"),
+        ({"std": (0.2, 0.0, 0.2)}, "std at least 0.001"),
         ({"num_classes": 0}, "num_classes is 0"),
     ],
 )

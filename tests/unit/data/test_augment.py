@@ -6,7 +6,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from data.augment import Augment, AugmentConfig, AugmentedBatch, denormalize, normalize
+from data.augment import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Augment,
+    AugmentConfig,
+    AugmentedBatch,
+    denormalize,
+    normalize,
+)
 from data.errors import InputError
 from data.types import Batch
 
@@ -104,14 +112,14 @@ def test_off_is_the_evaluation_transform() -> None:
     batch = make_batch(8, 20, 24)
     config = AugmentConfig(flip_probability=0.0)
     result = run(config, batch)
-    assert torch.equal(result.images_BCHW, normalize(batch.images_BHWC, config.mean, config.std))
+    assert torch.equal(result.images_BCHW, normalize(batch.images_BHWC, IMAGENET_MEAN, IMAGENET_STD))
     assert torch.equal(result.targets_BK, torch.eye(10)[:8])
 
 
 def test_flips_are_flips_and_fair() -> None:
     batch = make_batch(1000, 4, 6)
     config = AugmentConfig()
-    pixels = denormalize(run(config, batch).images_BCHW, config.mean, config.std)
+    pixels = denormalize(run(config, batch).images_BCHW, IMAGENET_MEAN, IMAGENET_STD)
     kept = (pixels == batch.images_BHWC).flatten(1).all(1)
     flipped = (pixels == batch.images_BHWC.flip(2)).flatten(1).all(1)
     assert (kept | flipped).all()
@@ -180,9 +188,6 @@ def test_captions_tell_what_was_done() -> None:
         ("random_erasing_probability", -1.0),
         ("mixup_alpha", -0.2),
         ("cutmix_alpha", float("inf")),
-        ("mean", (124.0, 116.0, 104.0)),
-        ("std", (0.2, 0.0, 0.2)),
-        ("std", (0.2, 0.2)),
     ],
 )
 def test_bad_config_is_named(field: str, value: object) -> None:
