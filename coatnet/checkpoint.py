@@ -58,11 +58,14 @@ class CheckpointStore:
         prefix: str,
         *,
         keep_last: int = 2,
+        before_upload: Callable[[], object] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        """`before_upload` is called in the background thread: what it does, a checkpoint stands for."""
         self._store = store
         self._prefix = prefix.strip("/")
         self._keep_last = keep_last
+        self._before_upload = before_upload
         self._sleep = sleep
         self._upload: threading.Thread | None = None
         self._fault: StoreError | None = None
@@ -107,6 +110,8 @@ class CheckpointStore:
 
     def _run(self, step: int, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         try:
+            if self._before_upload is not None:
+                self._before_upload()
             self._put(step, tensors, metadata)
         except BaseException as bug:
             self._bug = bug  # raised where the next save or `finish` joins

@@ -16,7 +16,7 @@ from data.errors import InputError
 from data.store import Store, StoreError
 
 Verdict = Literal["PROMOTED", "REJECTED", "ROLLED_BACK"]
-Result = Literal["applied", "superseded", "abandoned"]
+Result = Literal["applied", "superseded"]
 
 _ENTRY_NAME = re.compile(r"(\d{6,})\.json")
 _MODEL_NAME = re.compile(r"[^/:\s.][^/:]*")
@@ -50,6 +50,11 @@ class Intent:
     def moves_champion(self) -> bool:
         """Return whether the alias is to move."""
         return self.verdict != "REJECTED"
+
+    @property
+    def failed_checks(self) -> tuple[str, ...]:
+        """Return the names of the gate's checks that failed."""
+        return tuple(check["name"] for check in self.gates.get("checks", ()) if not check["passed"])
 
     @property
     def decision_id(self) -> str:

@@ -8,27 +8,27 @@ their own checkpoints, so an attempt costs only the time to start.
 
 import logging
 import os
-import signal
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import FrameType
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from coatnet.loop import TrainingStoppedError
 from coatnet.progress import Progress
 from coatnet.worker import Worker
 from data.store import StoreError
 from infra.ray_channel import Channel, Failure, describe_failure
 from infra.ray_worker import RayWorker
+from infra.stop_signals import StopRequest, stop_signals
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,14 +58,6 @@ class _Attempt:
     """`result`: what rank 0 returned, or `error`: what `fit` raised."""
 
 
-@dataclass(kw_only=True)
-class _StopRequest:
-    """Set by SIGINT or SIGTERM."""
-
-    signal_name: str = ""
-    event: threading.Event = field(default_factory=threading.Event)
-
-
 def run_workers(
     fn: Callable[[Worker, Any], Any],
     payload: Any,
@@ -85,8 +77,9 @@ def run_workers(
     checkpoints: after a crash (a killed process, a lost node, OSError or RuntimeError) the group is
     started again, at most `max_failures` times, then WorkersFailedError names the worker's own
     error. Any other exception of a worker is raised here as it is: bad input, a non-finite loss or
-    a bug would only fail again. SIGINT and SIGTERM make `should_stop` true; what `fn` raises then
-    comes through. `fn`, `payload` and the result are pickled: keep the result small.
+    a bug would only fail again. SIGINT and SIGTERM make `should_stop` true, and TrainingStoppedError
+    ends the call, `fn`'s own or, where the workers ended otherwise, one from here. `fn`, `payload`
+    and the result are pickled: keep the result small.
 
     `show` is called with rank 0's progress, in this thread. `storage_path` is where Ray Train keeps
     its own small files; nothing of value is in them.
@@ -100,7 +93,7 @@ def run_workers(
         resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
     )
     num_failures = 0
-    with _stop_signals() as stop, tempfile.TemporaryDirectory(prefix="ray-train-") as scratch:
+    with stop_signals() as stop, tempfile.TemporaryDirectory(prefix="ray-train-") as scratch:
         while True:
             run_config = RunConfig(
                 # Ray Train silently resumes an old run of the same name.
@@ -114,10 +107,19 @@ def run_workers(
             attempt = _start_attempt(fn, payload, scaling, run_config, cpus_per_worker)
             _watch(attempt, show, stop)
             if "error" not in attempt.outcome:
+                if stop:  # It came with the last step: the caller must not go on to other work.
+                    raise TrainingStoppedError(f"{name} stopped at its end; run the same command to go on")
                 return attempt.outcome["result"]
             failure = _explain(attempt)
+            if stop and not failure.is_final:
+                raise TrainingStoppedError(
+                    f"{name} stopped without a new checkpoint ({failure.summary()}); run the same command "
+                    f"to go on from the last one"
+                )
             num_failures += 1
-            if failure.is_final or num_failures > max_failures or stop.event.is_set():
+            # Workers also stop by themselves, when they lose sight of a driver that lives on.
+            is_final = failure.is_final and failure.type_name != TrainingStoppedError.__name__
+            if stop or is_final or num_failures > max_failures:
                 raise failure.to_exception(WorkersFailedError)
             logger.warning(
                 "%s: %s; starting again from the last checkpoint (%d of %d)",
@@ -136,7 +138,9 @@ def _start_attempt(
     run_config: RunConfig,
     num_threads: int,
 ) -> _Attempt:
-    channel = Channel.remote()
+    # Beside the driver: there is no other node whose loss the channel need not survive.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    channel = Channel.options(scheduling_strategy=here).remote()
     trainer = TorchTrainer(
         _worker_main,
         train_loop_config={"fn": fn, "payload": payload, "channel": channel, "num_threads": num_threads},
@@ -170,13 +174,13 @@ def _worker_main(config: dict[str, Any]) -> Any:
     return result if worker.rank == 0 else None
 
 
-def _watch(attempt: _Attempt, show: Callable[[Progress], None], stop: _StopRequest) -> None:
+def _watch(attempt: _Attempt, show: Callable[[Progress], None], stop: StopRequest) -> None:
     """Show progress until the attempt ends; pass a stop on, and end workers that do not follow it."""
     stopped_at_s: float | None = None
     while attempt.thread.is_alive():
         attempt.thread.join(_POLL_INTERVAL_S)
         _show_progress(attempt, show)
-        if not stop.event.is_set():
+        if not stop:
             continue
         if stopped_at_s is None:
             stopped_at_s = time.monotonic()
@@ -188,13 +192,21 @@ def _watch(attempt: _Attempt, show: Callable[[Progress], None], stop: _StopReque
 
 
 def _show_progress(attempt: _Attempt, show: Callable[[Progress], None]) -> None:
-    for progress in ray.get(attempt.channel.drain.remote()):
+    for progress in _ask(attempt.channel.drain):
         show(Progress(**progress))
+
+
+def _ask(method: Any) -> list[Any]:
+    """Call a channel's method; a lost channel says nothing, and its workers end by themselves."""
+    try:
+        return ray.get(method.remote())
+    except RayError:
+        return []
 
 
 def _explain(attempt: _Attempt) -> Failure:
     """Find what went wrong first: a final error wins over the crashes it causes in other ranks."""
-    failures: list[Failure] = ray.get(attempt.channel.failures.remote())
+    failures: list[Failure] = _ask(attempt.channel.failures)
     error = attempt.outcome["error"]
     if isinstance(error, TrainingFailedError):
         reported = {failure.rank for failure in failures}
@@ -207,28 +219,6 @@ def _explain(attempt: _Attempt) -> Failure:
     if isinstance(error, TrainingFailedError | RayError):
         return Failure.of_death(error, None)
     return describe_failure(error, None)
-
-
-@contextmanager
-def _stop_signals() -> Generator[_StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request; the second one is a KeyboardInterrupt."""
-    stop = _StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if stop.event.is_set():
-            raise KeyboardInterrupt
-        stop.signal_name = signal.Signals(number).name
-        stop.event.set()
-
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def run_tasks(

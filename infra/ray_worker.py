@@ -1,5 +1,6 @@
 """The worker's end of `infra.ray_runtime`."""
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -49,8 +50,9 @@ class RayWorker:
         return self._stop.is_set()
 
     def fail(self, failure: Failure) -> None:
-        """Tell the driver why this worker ends."""
-        ray.get(self._channel.fail.remote(failure))
+        """Tell the driver why this worker ends. A lost channel must not hide the error itself."""
+        with contextlib.suppress(RayError):
+            ray.get(self._channel.fail.remote(failure))
 
     def __enter__(self) -> "RayWorker":
         self._thread.start()

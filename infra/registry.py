@@ -1,14 +1,13 @@
 """Model versions, aliases and their story in the MLflow registry.
 
-`challenger` marks the newest version that was evaluated, `champion` the one that serves. Aliases have no
-compare-and-swap in MLflow, so the ledger gives promotions their order.
+`champion` marks the version that serves, `challenger` the newest one that does not: it waits for the gate or
+was rejected. Aliases have no compare-and-swap in MLflow, so the ledger gives promotions their order.
 """
 
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -24,8 +23,6 @@ CHALLENGER = "challenger"
 FINGERPRINT_TAG = "coatnet.fingerprint"
 VERDICT_TAG = "gate.verdict"
 _MODEL_ARTIFACT_PATH = "model"
-# A promotion takes seconds; one that has not ended after this long has crashed.
-_PENDING_LIMIT = timedelta(minutes=5)
 
 
 class PromotionConflictError(RuntimeError):
@@ -79,11 +76,14 @@ class Registry:
                 tags={**tags, FINGERPRINT_TAG: fingerprint},
                 description=description,
             )
-            existing = self.get_version(name, str(created.version))
-        champion = self.champion(name)
-        if champion is None or champion.version != existing.version:
-            self._client().set_registered_model_alias(name, CHALLENGER, existing.version)
-        return self.get_version(name, existing.version)
+            existing = self._first_of(name, fingerprint, str(created.version))
+        return self.mark_challenger(existing)
+
+    def mark_challenger(self, version: VersionInfo) -> VersionInfo:
+        """Give the version the alias, unless it was decided before: then a newer one may have it."""
+        if VERDICT_TAG not in version.tags and CHAMPION not in version.aliases:
+            self._client().set_registered_model_alias(version.name, CHALLENGER, version.version)
+        return self.get_version(version.name, version.version)
 
     def find_version(self, name: str, fingerprint: str) -> VersionInfo | None:
         """Return the oldest version with this fingerprint, or None."""
@@ -119,7 +119,7 @@ class Registry:
     def promote(self, intent: Intent, ledger: Ledger) -> Entry:
         """Move `champion` as the intent says: record it, move the alias, read it back, close the entry.
 
-        Safe to repeat after a crash anywhere in between.
+        Safe to repeat after a crash anywhere in between. `champion` is the only mark of a promoted version.
 
         Raises:
             InputError: the intent is a rejection, or its version is not there.
@@ -131,17 +131,14 @@ class Registry:
         self._check_current(intent)
         entry = ledger.record(intent)
         if entry.result is None:
-            self._yield_to_earlier(entry, ledger)
+            self._finish_earlier(entry, ledger)
             self._client().set_registered_model_alias(intent.model, CHAMPION, intent.version)
-        observed = self._champion_version(intent.model)
-        if observed != intent.version:
-            raise PromotionConflictError(
-                f"{intent.model}: ledger entry {entry.number} made version {intent.version} champion, but it "
-                f"is {observed or 'none'} now: somebody moved it by hand; move it by hand or leave it"
-            )
+        observed = self._read_back(entry, ledger)
         self._describe(intent)
-        closed = ledger.close(entry, "applied", observed)
+        self._unmark_challenger(intent)
+        # Before the entry is closed: a crash in between leaves it pending, and whoever finds it finishes it.
         self._mark_decided(intent)
+        closed = ledger.close(entry, "applied", observed)
         if closed.result != "applied":
             raise PromotionConflictError(
                 f"{intent.model}: ledger entry {entry.number} was given up as {closed.result} while it took "
@@ -168,18 +165,13 @@ class Registry:
         self._mark_decided(intent)
         return closed
 
-    def resume_promotion(self, name: str, version: str, ledger: Ledger) -> Entry | None:
-        """Finish a promotion of this version that crashed after its intent was recorded, if there is one.
+    def finish_pending(self, name: str, ledger: Ledger) -> list[Entry]:
+        """Finish every promotion that was recorded and not closed, or close it as superseded.
 
-        Call it before the gate: after the alias has moved, the version would be compared with itself.
+        Call it before the gate. A promotion that crashed after its alias moved would else be compared with
+        itself; one whose process is still at it comes to the same end, as each of its writes can be repeated.
         """
-        for entry in ledger.history(name):
-            if entry.is_pending and entry.intent.version == version:
-                try:
-                    return self.promote(entry.intent, ledger)
-                except PromotionConflictError:
-                    ledger.close(entry, "superseded", self._champion_version(name))
-        return None
+        return [self._finish(entry, ledger) for entry in ledger.history(name) if entry.is_pending]
 
     def download_version(self, name: str, version: str, target: Path) -> Path:
         """Copy a version's files to the folder `target`, which appears whole or not at all."""
@@ -199,28 +191,43 @@ class Registry:
             shutil.rmtree(partial, ignore_errors=True)
         return target
 
-    def _yield_to_earlier(self, entry: Entry, ledger: Ledger) -> None:
-        """Let the lowest pending entry win; one that is too old has crashed and is closed as abandoned."""
+    def _finish_earlier(self, entry: Entry, ledger: Ledger) -> None:
+        """Let the promotions recorded before this one go first; then this one may be stale."""
         for other in ledger.history(entry.intent.model):
-            if other.number >= entry.number or not other.is_pending:
-                continue
-            age = datetime.now(UTC) - other.created_at
-            observed = self._champion_version(entry.intent.model)
-            if observed == other.intent.version or age > _PENDING_LIMIT:
-                ledger.close(other, "applied" if observed == other.intent.version else "abandoned", observed)
-                continue
-            ledger.close(entry, "superseded", observed)
-            raise PromotionConflictError(
-                f"{entry.intent.model}: {other.intent.actor} is promoting version {other.intent.version} "
-                f"(ledger entry {other.number}, {age.total_seconds():.0f} s old): decide again after it"
-            )
-
-        # An earlier entry that is closed has moved the alias: read it once more.
+            if other.number < entry.number and other.is_pending:
+                self._finish(other, ledger)
         try:
             self._check_current(entry.intent)
         except PromotionConflictError:
             ledger.close(entry, "superseded", self._champion_version(entry.intent.model))
             raise
+
+    def _finish(self, entry: Entry, ledger: Ledger) -> Entry:
+        try:
+            return self.promote(entry.intent, ledger)
+        except (PromotionConflictError, InputError):  # another champion since, or the version was deleted
+            return ledger.close(entry, "superseded", self._champion_version(entry.intent.model))
+
+    def _read_back(self, entry: Entry, ledger: Ledger) -> str:
+        """Return the champion, if it is this entry's or a later one's; give way to a later one."""
+        intent = entry.intent
+        later = [
+            other
+            for other in ledger.history(intent.model)
+            if other.number > entry.number and other.intent.moves_champion and other.result != "superseded"
+        ]
+        applied = [other.intent.version for other in later if other.result == "applied"]
+        observed = self._champion_version(intent.model)
+        if applied and observed == intent.version:
+            # We slept while others finished our promotion and made the next one: ours must not undo it.
+            self._client().set_registered_model_alias(intent.model, CHAMPION, applied[-1])
+            return applied[-1]
+        if observed in (intent.version, *(other.intent.version for other in later)):
+            return str(observed)
+        raise PromotionConflictError(
+            f"{intent.model}: ledger entry {entry.number} made version {intent.version} champion, but it "
+            f"is {observed or 'none'} now: somebody moved it by hand; move it by hand or leave it"
+        )
 
     def _check_current(self, intent: Intent) -> None:
         observed = self._champion_version(intent.model)
@@ -235,6 +242,7 @@ class Registry:
         client.update_model_version(intent.model, intent.version, description=intent.description)
         tags = {
             "gate.delta": intent.delta,
+            "gate.failed": ", ".join(intent.failed_checks) or "none",
             "data.snapshot": ", ".join(intent.snapshot_ids),
             "parent.version": intent.from_version or "none",
             "decided_by": intent.actor,
@@ -243,8 +251,21 @@ class Registry:
         for key, value in tags.items():
             client.set_model_version_tag(intent.model, intent.version, key, value)
 
+    def _first_of(self, name: str, fingerprint: str, created: str) -> VersionInfo:
+        """Return the version that all jobs agree on: of two that registered at once, the first."""
+        first = self.find_version(name, fingerprint)
+        if first is None or first.version == created:
+            return self.get_version(name, created)
+        self._client().delete_model_version(name, created)
+        return first
+
+    def _unmark_challenger(self, intent: Intent) -> None:
+        challenger = self._find(intent.model, CHALLENGER)
+        if challenger is not None and challenger.version == intent.version:
+            self._client().delete_registered_model_alias(intent.model, CHALLENGER)
+
     def _mark_decided(self, intent: Intent) -> None:
-        """Set `gate.verdict`, the last write of a decision: where it stands, everything before it does."""
+        """Set `gate.verdict`, the last write to the version: where it stands, everything before it does."""
         self._client().set_model_version_tag(intent.model, intent.version, VERDICT_TAG, intent.verdict)
 
     def _champion_version(self, name: str) -> str | None:

@@ -127,6 +127,8 @@ class Runtime:
     checkpoint_every_steps: int = 200
     max_failures: int = 3
     """Worker crashes to survive in one stage."""
+    audit_dir: str | None = None
+    """Node-local folder for a record of each batch that training saw, see `data.batch_audit`."""
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "shard_tasks_in_flight", "checkpoint_every_steps", "prefetch_batches"):

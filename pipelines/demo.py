@@ -58,7 +58,12 @@ def run_job(command: list[str], environment: dict[str, str]) -> int:
     program = str(Path(sys.executable).with_name("ray"))
     # A session of its own: the terminal's Ctrl-C reaches us alone, and we stop the job itself.
     follower = subprocess.Popen(
-        [program, *command[1:]], env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True
+        [program, *command[1:]],
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert follower.stdout is not None
     try:

@@ -6,7 +6,7 @@ Shape letters: N samples, K classes.
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from coatnet.evaluate import evaluate
 from coatnet.interop import load_model
 from coatnet.model import CoAtNet
 from coatnet.worker import LocalWorker
 from data.crop import DecodeConfig
+from data.errors import InputError
 from data.loader import EvalLoader
 from data.normalize import normalize
 from data.shard_cache import ShardCache
@@ -42,6 +44,8 @@ class EvalPlan:
     root_uri: str
     model_path: str
     """A folder written by `save_model`, below the root."""
+    model_classes: tuple[str, ...]
+    """The names of the model's outputs, in order: a champion may be older than some of the classes."""
     dataset_path: str
     snapshot_id: str
     decode: DecodeConfig
@@ -49,7 +53,7 @@ class EvalPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Slice:
+class EvalSlice:
     """What one task found."""
 
     keys: list[str]
@@ -60,10 +64,9 @@ class _Slice:
 
 def evaluate_model(plan: EvalPlan, announce: Callable[[str], None]) -> EvalReport:
     """Return the report of every sample of the eval split, each exactly once."""
-    snapshot = load_snapshot(open_store(plan.root_uri).sub(plan.dataset_path), plan.snapshot_id)
     num_tasks = plan.runtime.num_workers
     slices = run_tasks(
-        partial(_evaluate_slice, plan, num_tasks),
+        partial(evaluate_slice, plan, num_tasks),
         list(range(num_tasks)),
         max_in_flight=num_tasks,
         num_cpus_per_task=plan.runtime.cpus_per_worker,
@@ -71,10 +74,17 @@ def evaluate_model(plan: EvalPlan, announce: Callable[[str], None]) -> EvalRepor
             f"evaluate  slice {index + 1}/{num_tasks}  {len(found.keys):,} images"
         ),
     )
+    return merge_slices(plan, slices)
+
+
+def merge_slices(plan: EvalPlan, slices: Sequence[EvalSlice]) -> EvalReport:
+    """Put the slices' samples together."""
+    classes = load_snapshot(open_store(plan.root_uri).sub(plan.dataset_path), plan.snapshot_id).classes
     return build_report(
         snapshot_id=plan.snapshot_id,
         split="eval",
-        classes=snapshot.classes,
+        classes=classes,
+        unknown_classes=[name for name in classes if name not in plan.model_classes],
         keys=[key for found in slices for key in found.keys],
         labels_N=np.concatenate([found.labels_N for found in slices]),
         probabilities_NK=np.concatenate([found.probabilities_NK for found in slices]),
@@ -82,7 +92,8 @@ def evaluate_model(plan: EvalPlan, announce: Callable[[str], None]) -> EvalRepor
     )
 
 
-def _evaluate_slice(plan: EvalPlan, num_tasks: int, index: int) -> _Slice:
+def evaluate_slice(plan: EvalPlan, num_tasks: int, index: int) -> EvalSlice:
+    """Evaluate the samples of one of `num_tasks` ranks."""
     torch.set_num_threads(plan.runtime.cpus_per_worker)
     root = open_store(plan.root_uri)
     dataset = root.sub(plan.dataset_path)
@@ -90,6 +101,7 @@ def _evaluate_slice(plan: EvalPlan, num_tasks: int, index: int) -> _Slice:
     with tempfile.TemporaryDirectory() as folder:
         download_folder(root.sub(plan.model_path), Path(folder))
         model = load_model(Path(folder))
+    aligned = AlignedClasses(model, known=plan.model_classes, wanted=snapshot.classes)
     loader = EvalLoader(
         store=dataset,
         snapshot=snapshot,
@@ -105,7 +117,7 @@ def _evaluate_slice(plan: EvalPlan, num_tasks: int, index: int) -> _Slice:
     labels: list[NDArray[np.int64]] = []
     probabilities: list[NDArray[np.float32]] = []
 
-    def keep(batch: Batch, logits_BK: torch.Tensor) -> None:
+    def keep(batch: Batch, logits_BK: Tensor) -> None:
         real_B = np.array([key != "" for key in batch.keys])
         keys.extend(key for key in batch.keys if key)
         labels.append(batch.labels_B.numpy()[real_B])
@@ -113,15 +125,43 @@ def _evaluate_slice(plan: EvalPlan, num_tasks: int, index: int) -> _Slice:
 
     # A task of its own, outside any process group: world_size is 1 here.
     worker = LocalWorker(device=_device(plan.runtime))
-    model.to(worker.device)
+    aligned.to(worker.device)
     to_input = partial(normalize, mean=model.config.mean, std=model.config.std)  # pyright: ignore[reportArgumentType]
-    evaluate(worker, model, loader, normalize=to_input, on_batch=keep)
-    return _Slice(
+    evaluate(worker, aligned, loader, normalize=to_input, on_batch=keep)
+    return EvalSlice(
         keys=keys,
         labels_N=np.concatenate(labels),
         probabilities_NK=np.concatenate(probabilities),
         latency_ms=_latency_ms(model, plan.decode.image_size_px, worker.device),
     )
+
+
+class AlignedClasses(nn.Module):
+    """A model that answers for the `wanted` classes: its outputs moved by name, unknown classes impossible.
+
+    So a champion that is older than a class meets the challenger on all images, wrong on those it
+    cannot know. Raises `InputError` if it knows a class that is not wanted: dropping an output
+    would make it look better than it is.
+    """
+
+    def __init__(self, model: CoAtNet, *, known: Sequence[str], wanted: Sequence[str]) -> None:
+        super().__init__()
+        extra = [name for name in known if name not in wanted]
+        if extra or len(known) != model.config.num_classes:
+            raise InputError(
+                f"the model has {model.config.num_classes} outputs and knows the classes {', '.join(known)}; "
+                f"the images are of {', '.join(wanted)}: evaluate it on images of all its classes"
+            )
+        self.model = model
+        self._num_wanted = len(wanted)
+        self._columns = [wanted.index(name) for name in known]
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits_BK of the wanted classes; minus infinity, probability 0, for an unknown one."""
+        logits_BC = self.model(images_BCHW)
+        logits_BK = logits_BC.new_full((len(logits_BC), self._num_wanted), -torch.inf)
+        logits_BK[:, self._columns] = logits_BC
+        return logits_BK
 
 
 def _latency_ms(model: CoAtNet, image_size_px: int, device: torch.device) -> float:

@@ -47,6 +47,8 @@ class EvalReport:
     ece: float
     """Expected calibration error of the top prediction, 15 equal-width bins (Guo et al. 2017, eq. 3)."""
     latency_ms_per_image: float
+    unknown_classes: tuple[str, ...]
+    """Those the model has never been taught, in the order of `classes`; it gives them probability 0."""
     keys: tuple[str, ...]
     """[N]; record keys, unique: they pair the samples of two reports."""
     labels_N: NDArray[np.int64]
@@ -65,6 +67,7 @@ class EvalReport:
             "snapshot_id": self.snapshot_id,
             "split": self.split,
             "classes": list(self.classes),
+            "unknown_classes": list(self.unknown_classes),
             "num_samples": self.num_samples,
             "top1": _to_json(self.top1),
             "per_class_recall": [_to_json(recall) for recall in self.per_class_recall],
@@ -93,6 +96,7 @@ class EvalReport:
             snapshot_id=values["snapshot_id"],
             split=values["split"],
             classes=values["classes"],
+            unknown_classes=values["unknown_classes"],
             keys=table["key"].to_pylist(),
             labels_N=table["label"].to_numpy(),
             probabilities_NK=flat.reshape(table.num_rows, num_classes),
@@ -141,6 +145,7 @@ def build_report(
     labels_N: NDArray[Any],
     probabilities_NK: NDArray[Any],
     latency_ms_per_image: float,
+    unknown_classes: Sequence[str] = (),
 ) -> EvalReport:
     """Compute every number from the samples' labels and the model's probabilities.
 
@@ -169,6 +174,7 @@ def build_report(
         nll=_negative_log_likelihood(probabilities, labels),
         ece=expected_calibration_error(probabilities, labels),
         latency_ms_per_image=latency_ms_per_image,
+        unknown_classes=tuple(unknown_classes),
         keys=tuple(keys[index] for index in order),
         labels_N=labels,
         predicted_N=predicted,

@@ -1,13 +1,14 @@
 """The gate's policy and its checks, one row of the gate table each. All rates are fractions."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from data.errors import InputError
 from pipelines.evaluation import EvalReport
-from pipelines.paired_statistics import holm, regression_p_value
+from pipelines.paired_statistics import Interval, difference_interval, holm, regression_p_value
 
 _MAX_NAMES_SHOWN = 3
 
@@ -71,7 +72,7 @@ def check_finite(role: str, report: EvalReport) -> GateCheck:
     if num_bad_rows:
         bad.append(f"probabilities of {num_bad_rows}/{report.num_samples} samples")
     if without_sample:
-        bad.append(f"recall of {_shorten(without_sample)} (no evaluation sample?)")
+        bad.append(f"recall of {shorten(without_sample)} (no evaluation sample?)")
     return GateCheck(
         name=f"{role} finite",
         value=f"{len(bad)} not finite",
@@ -106,7 +107,7 @@ def check_comparable(challenger: EvalReport, champion: EvalReport) -> GateCheck:
         # Reports are sorted by key, so equal keys also mean equal rows.
         if challenger.keys != champion.keys:
             differing = sorted(set(challenger.keys) ^ set(champion.keys))
-            reason = f"{len(differing)} keys stand in one report only (first {_shorten(differing)})"
+            reason = f"{len(differing)} keys stand in one report only (first {shorten(differing)})"
         elif not np.array_equal(challenger.labels_N, champion.labels_N):
             reason = f"{int((challenger.labels_N != champion.labels_N).sum())} samples have another label"
     return GateCheck(
@@ -145,9 +146,33 @@ def check_classes(challenger: EvalReport, champion: EvalReport, policy: GatePoli
         value=f"{len(regressed)}/{num_classes}",
         threshold=f"0 beyond {as_points(-policy.max_class_regression)} pp",
         passed=not regressed,
-        detail=_shorten(names, separator="; ")
+        detail=shorten(names, separator="; ")
         or f"largest change {challenger.classes[worst]} {as_points(-drop_K[worst])} pp (adjusted p = "
         f"{adjusted_K[worst]:.2g}); smallest class has {int(support_K.min())} samples",
+    )
+
+
+def check_known_classes(challenger: EvalReport, champion: EvalReport, policy: GatePolicy) -> GateCheck:
+    """On the images of the classes that the champion knows, the challenger is not clearly worse.
+
+    For a champion that is older than some classes: what the challenger gains on those, where the
+    champion cannot be right, must not hide what it loses on the others, spread thinly over them.
+    """
+    new_classes = [champion.classes.index(name) for name in champion.unknown_classes]
+    known_N = ~np.isin(challenger.labels_N, new_classes)
+    gained = int((challenger.is_correct & ~champion.is_correct & known_N).sum())
+    lost = int((champion.is_correct & ~challenger.is_correct & known_N).sum())
+    num_samples = int(known_N.sum())
+    delta = (gained - lost) / num_samples
+    interval = difference_interval(
+        gained=gained, lost=lost, num_samples=num_samples, confidence=policy.confidence
+    )
+    return GateCheck(
+        name="known classes",
+        value=format_difference(delta, interval, policy.confidence),
+        threshold=f">= {as_points(-policy.max_class_regression)} pp, or within noise",
+        passed=delta >= -policy.max_class_regression or interval.upper >= 0.0,
+        detail=f"without {shorten(list(champion.unknown_classes))}, new to the champion; n = {num_samples}",
     )
 
 
@@ -176,6 +201,15 @@ def check_latency(challenger: EvalReport, champion: EvalReport, max_ratio: float
     )
 
 
+def format_difference(delta: float, interval: Interval, confidence: float) -> str:
+    """Format a difference of two rates: `+0.6 pp (95% CI 0.3 to 0.9)`."""
+    # A bound that is not zero must not be printed as zero.
+    bounds = (interval.lower, interval.upper)
+    digits = 2 if any(bound != 0.0 and abs(100.0 * bound) < 0.05 for bound in bounds) else 1
+    lower, upper = (f"{100.0 * bound + 0.0:.{digits}f}" for bound in bounds)
+    return f"{as_points(delta)} pp ({100.0 * confidence:g}% CI {lower} to {upper})"
+
+
 def as_points(fraction: float) -> str:
     """Format a fraction as signed percentage points: `+0.6`."""
     return f"{100.0 * fraction + 0.0:+.1f}"
@@ -186,10 +220,11 @@ def as_percent(fraction: float) -> str:
     return f"{100.0 * fraction:.1f}%"
 
 
-def _shorten(names: list[str], separator: str = ", ") -> str:
+def shorten(names: Sequence[str], separator: str = ", ") -> str:
+    """Join the first names and say how many more there are."""
     more = f"{separator}{len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
     return separator.join(names[:_MAX_NAMES_SHOWN]) + more
 
 
 def _brief(value: object) -> str:
-    return f"{len(value)} ({_shorten([str(v) for v in value])})" if isinstance(value, tuple) else str(value)
+    return f"{len(value)} ({shorten([str(v) for v in value])})" if isinstance(value, tuple) else str(value)

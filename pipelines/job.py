@@ -54,8 +54,10 @@ def connect_to_ray() -> None:
     """Join the cluster this process belongs to; without one, start Ray on this machine.
 
     A submitted job's runtime environment carries this code to the workers; a process started by
-    hand sends the repository itself.
+    hand sends the repository itself. Repeating it is fine.
     """
+    if ray.is_initialized():
+        return
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

@@ -17,7 +17,10 @@ from pipelines.gate_checks import (
     check_comparable,
     check_finite,
     check_floor,
+    check_known_classes,
     check_latency,
+    format_difference,
+    shorten,
 )
 from pipelines.paired_statistics import Interval, difference_interval
 
@@ -110,16 +113,20 @@ def _decide_paired(
     )
     improvement = GateCheck(
         name="top-1 difference",
-        value=_difference(delta, interval, policy.confidence),
+        value=format_difference(delta, interval, policy.confidence),
         threshold=f"lower bound > {as_points(policy.min_delta)} pp",
         passed=interval.lower > policy.min_delta,
         detail=f"{gained} samples gained, {lost} lost, {challenger.num_samples} in all; paired, by key",
     )
     classes = check_classes(challenger, champion, policy)
     checks += [improvement, classes, check_calibration(challenger, champion, policy)]
+    if champion.unknown_classes:
+        checks.append(check_known_classes(challenger, champion, policy))
     if policy.max_latency_ratio is not None:
         checks.append(check_latency(challenger, champion, policy.max_latency_ratio))
     summary = f"{improvement.value}, {classes.value} classes regressed"
+    if champion.unknown_classes:
+        summary += f", new to the champion: {shorten(champion.unknown_classes)}"
     return _decision(
         challenger,
         policy,
@@ -175,11 +182,3 @@ def _decision(
         split=challenger.split,
         num_samples=challenger.num_samples,
     )
-
-
-def _difference(delta: float, interval: Interval, confidence: float) -> str:
-    # A bound that is not zero must not be printed as zero.
-    bounds = (interval.lower, interval.upper)
-    digits = 2 if any(bound != 0.0 and abs(100.0 * bound) < 0.05 for bound in bounds) else 1
-    lower, upper = (f"{100.0 * bound + 0.0:.{digits}f}" for bound in bounds)
-    return f"{as_points(delta)} pp ({100.0 * confidence:g}% CI {lower} to {upper})"

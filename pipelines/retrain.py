@@ -5,66 +5,100 @@
 
 `incoming` holds class folders; an image that was taken once is never taken again. The recipe's
 finetuning is repeated from the champion's weights on the whole data set, old and new, and the
-champion and the challenger are compared on the grown eval split.
+champion and the challenger are compared on the grown eval split. It looks once and ends: let cron or
+a Kubernetes CronJob run it on a schedule.
 """
 
-import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from data.build import append_snapshot
 from data.errors import InputError
+from data.shard_plan import ShardPlan
+from data.shard_write import ShardResult
 from data.snapshot import Snapshot, load_snapshot
 from data.store import Store
-from infra.registry import VersionInfo
+from infra.ledger import Ledger
+from infra.registry import VERDICT_TAG, VersionInfo
+from infra.store import open_store
 from pipelines.config import Recipe, Runtime, parse_config
 from pipelines.job import announce, run_main
 from pipelines.preflight import check_services
-from pipelines.pretrain_finetune import open_corpus
-from pipelines.review import DATASET_TAG, SNAPSHOT_TAG, VERDICT_TAG, champion_stage
+from pipelines.review import DATASET_TAG, SNAPSHOT_TAG, champion_stage, finish_pending, required_tag
 from pipelines.session import Session
 from pipelines.stages import DatasetRef, pinned_stage, run_shard_tasks
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainConfig:
-    """When to look, where, and how to finetune what is found."""
+    """Where to look, and how to finetune what is found."""
 
     incoming: str = ""
     """Class folders with new images, local or s3://."""
     once: bool = False
-    """Look once and end; else look again every `every_s` seconds."""
-    every_s: float = 3600.0
+    """Look once and end; required, as nothing else is offered yet."""
     corpus: str = ""
-    """Unused: so that the main job's config files can be given as they are."""
+    """The main job's key, taken so that its config files can be given as they are; not used."""
     recipe: Recipe = field(default_factory=Recipe)
     runtime: Runtime = field(default_factory=Runtime)
 
     def __post_init__(self) -> None:
-        if self.every_s <= 0:
-            raise InputError(f"every_s is {self.every_s}; give the seconds between two looks, above 0")
+        if not self.incoming:
+            raise InputError("incoming is empty: give --incoming with a folder or s3:// of class folders")
+        if not self.once:
+            raise InputError(
+                "give --once: it looks once and ends; a schedule is cron's or a CronJob's to keep"
+            )
+        if self.recipe == Recipe():
+            raise InputError("no recipe: give --config with the file that the champion was trained with")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run once or for ever; nothing new is fine and returns 0."""
-    config = parse_config(RetrainConfig, argv, "Retrain the champion when new images have arrived.")
-    if not config.incoming:
-        raise InputError("incoming is empty: give --incoming with a folder or s3:// prefix of class folders")
-    incoming = open_corpus(config.incoming)
+    """Look once; nothing new is fine and returns 0."""
+    config = parse_config(
+        RetrainConfig, _with_flags(argv), "Retrain the champion when new images have arrived."
+    )
+    incoming = open_store(config.incoming)
     tracking_uri = check_services(config.runtime, incoming)
     session = Session(config.recipe, config.runtime, tracking_uri, actor="pipelines/retrain.py")
-    find_champion(session)
+    parameters = {name: value for name, value in asdict(config).items() if name not in ("corpus", "once")}
+    retrain(session, incoming, parameters)
+    return 0
+
+
+def retrain(session: Session, incoming: Store, parameters: Mapping[str, Any]) -> None:
+    """Append what is new; train, evaluate and decide if there is something to learn from."""
+    model_name = session.runtime.model_name
+    finish_pending(session.registry, model_name, Ledger(store=session.root), announce)
+    champion = find_champion(session)
+    snapshot = append(session, incoming, champion)
+    if snapshot.id == champion.tags[SNAPSHOT_TAG]:
+        announce(f"retrain: nothing new since snapshot {snapshot.id} of champion version {champion.version}")
+        return
+    _check_evaluable(snapshot)
+    dataset = pinned_stage(DatasetRef.of(snapshot, champion.tags[DATASET_TAG]))
+    parent = champion_stage(session.registry, champion)
+    challenger = session.train("finetune", session.recipe.finetune, dataset, parent)
+    decided = session.registry.find_version(model_name, challenger.fingerprint)
+    if decided is not None and VERDICT_TAG in decided.tags:
+        announce(
+            f"retrain: nothing new since snapshot {snapshot.id}, whose version {decided.version} was "
+            f"{decided.tags[VERDICT_TAG]}; the champion is version {champion.version}"
+        )
+        return
+    decode = session.recipe.finetune.decode
+    evaluation = session.evaluate(dataset, challenger, decode)
+    key = evaluation.fingerprint
     session.connect()
-    while True:
-        retrain(session, incoming, find_champion(session), asdict(config))
-        if config.once:
-            return 0
-        time.sleep(config.every_s)
+    session.start(key=key, name=f"retrain {key}", parameters=parameters)
+    session.review(dataset, challenger, evaluation, decode)
+    session.finish()
 
 
 def find_champion(session: Session) -> VersionInfo:
-    """Return the version to start from; InputError if nothing was promoted yet."""
+    """Return the version to start from; InputError if nothing was promoted, or not by this pipeline."""
     name = session.runtime.model_name
     champion = session.registry.champion(name)
     if champion is None:
@@ -72,44 +106,106 @@ def find_champion(session: Session) -> VersionInfo:
             f"model {name!r} has no champion to retrain: run pipelines/pretrain_finetune.py first, "
             "or name another --runtime.model_name"
         )
+    for tag in (DATASET_TAG, SNAPSHOT_TAG):
+        required_tag(champion, tag)
     return champion
 
 
-def retrain(session: Session, incoming: Store, champion: VersionInfo, parameters: Mapping[str, Any]) -> None:
-    """Append what is new; train, evaluate and decide if there is something to learn from."""
-    path = champion.tags[DATASET_TAG]
-    snapshot = append(session, incoming, session.root.sub(path))
-    nothing_new = f"retrain: nothing new in {incoming.uri} since snapshot {snapshot.id}"
-    if snapshot.id == champion.tags[SNAPSHOT_TAG]:
-        announce(nothing_new)
-        return
-    decode = session.recipe.finetune.decode
-    dataset = pinned_stage(DatasetRef.of(snapshot, path))
-    parent = champion_stage(session.registry, champion)
-    challenger = session.train("finetune", session.recipe.finetune, dataset, parent)
-    decided = session.registry.find_version(champion.name, challenger.fingerprint)
-    if decided is not None and VERDICT_TAG in decided.tags:
-        announce(f"{nothing_new}, whose version {decided.version} was {decided.tags[VERDICT_TAG]}")
-        return
-    evaluation = session.evaluate(dataset, challenger, decode)
-    key = evaluation.fingerprint
-    session.start(key=key, name=f"retrain {key}", parameters=parameters)
-    session.review(dataset, challenger, evaluation, decode)
-    session.finish()
-
-
-def append(session: Session, incoming: Store, dataset: Store) -> Snapshot:
+def append(session: Session, incoming: Store, champion: VersionInfo) -> Snapshot:
     """Append the incoming images that no snapshot has seen; return the newest snapshot."""
-    parent = load_snapshot(dataset, "HEAD")
+    dataset = session.root.sub(champion.tags[DATASET_TAG])
+    parent = _newest_snapshot(dataset, champion)
     # Whatever arrives is taken: a new class too, and without a cap.
     finetune = replace(session.recipe.finetune, classes=None, max_train_per_class=None)
     sharding = session.recipe.sharding(finetune)
-    run_all = run_shard_tasks(incoming, dataset, sharding, session.runtime, announce)
-    snapshot = append_snapshot(parent, incoming, dataset, sharding, run_all)
-    if snapshot is None:
-        return parent
-    announce(f"retrain: snapshot {snapshot.id} appended to {parent.id}")
-    return snapshot
+    arrived = _Arrived()
+
+    def run_all(plans: list[ShardPlan]) -> list[ShardResult]:
+        session.connect()
+        results = run_shard_tasks(incoming, dataset, sharding, session.runtime, announce)(plans)
+        arrived.count(plans, results)
+        return results
+
+    appended = append_snapshot(parent, incoming, dataset, sharding, run_all)
+    if appended is None:
+        announce(f"retrain: {arrived.describe()} in {incoming.uri}{_hint_if_empty(incoming)}")
+        return load_snapshot(dataset, "HEAD")  # another job may have taken the images meanwhile
+    before = load_snapshot(dataset, str(appended.parent))  # not `parent` if another append came first
+    announce(f"retrain: snapshot {appended.id} appended to {before.id}: {_describe(before, appended)}")
+    return appended
+
+
+class _Arrived:
+    """What an append found, for the case that it keeps nothing."""
+
+    def __init__(self) -> None:
+        self._num_images = 0
+        self._reasons: Counter[str] = Counter()
+
+    def count(self, plans: Sequence[ShardPlan], results: Sequence[ShardResult]) -> None:
+        self._num_images = sum(len(plan.records) for plan in plans)
+        self._reasons = Counter(reject.reason for result in results for reject in result.rejects)
+        # Nothing was kept: what could be read is in the data set already, in either split.
+        self._reasons["duplicate"] += self._num_images - self._reasons.total()
+
+    def describe(self) -> str:
+        if not self._num_images:
+            return "no new image"
+        return f"{self._num_images} new images, none of use ({_counts(self._reasons)})"
+
+
+def _newest_snapshot(dataset: Store, champion: VersionInfo) -> Snapshot:
+    try:
+        return load_snapshot(dataset, "HEAD")
+    except InputError:
+        raise InputError(
+            f"{dataset.uri} holds no snapshot, but version {champion.version} of model {champion.name!r} was "
+            "trained on one: give the --runtime.root that it was trained with"
+        ) from None
+
+
+def _check_evaluable(snapshot: Snapshot) -> None:
+    """Raise InputError where the gate could only say no: better now than after the training."""
+    without = [name for name in snapshot.classes if not snapshot.stats["eval"][name]]
+    if without:
+        raise InputError(
+            f"class {without[0]!r} has no image for evaluation in snapshot {snapshot.id}, so no gate could "
+            "judge a model of it: add more images of it, or some in a test/ folder (beside train/)"
+        )
+
+
+def _hint_if_empty(incoming: Store) -> str:
+    # An object store cannot tell an empty prefix from a misspelt one.
+    return "" if any(True for _ in incoming.list()) else ": it is empty, or the name is wrong"
+
+
+def _describe(parent: Snapshot, appended: Snapshot) -> str:
+    grown = {
+        split: appended.stats["samples"][split] - parent.stats["samples"][split]
+        for split in ("train", "eval")
+    }
+    parts = [f"{grown['train']} images for training, {grown['eval']} for evaluation"]
+    if left_out := Counter(appended.stats["rejects"]):
+        parts.append(f"{left_out.total()} left out ({_counts(left_out)})")
+    if new_classes := appended.classes[len(parent.classes) :]:
+        parts.append(f"new classes: {', '.join(new_classes)}")
+    return "; ".join(parts)
+
+
+def _counts(reasons: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common() if count)
+
+
+def _with_flags(argv: Sequence[str]) -> list[str]:
+    """Let `--once` stand alone, and refuse the main job's `--corpus`, which a file may name unused."""
+    for argument in argv:
+        if argument.partition("=")[0] == "--corpus":
+            raise InputError("retraining reads no --corpus: give --incoming with the folder of new images")
+    is_flag = [
+        argument == "--once" and follower not in ("true", "false")
+        for argument, follower in zip(argv, [*argv[1:], ""], strict=False)
+    ]
+    return [f"{argument}=true" if flag else argument for argument, flag in zip(argv, is_flag, strict=True)]
 
 
 if __name__ == "__main__":

@@ -164,9 +164,11 @@ def evaluate_stage(
 
     def run(workspace: Workspace) -> Mapping[str, Any]:
         reference = DatasetRef.from_record(workspace.inputs[0])
+        trained = workspace.inputs[1].output
         plan = EvalPlan(
             root_uri=root.uri,
-            model_path=workspace.inputs[1].output["model_path"],
+            model_path=trained["model_path"],
+            model_classes=tuple(trained["classes"]),
             dataset_path=reference.path,
             snapshot_id=reference.snapshot_id,
             decode=decode,
@@ -183,7 +185,7 @@ def evaluate_stage(
 
     return Stage(
         name="evaluate",
-        recipe_version=1,
+        recipe_version=2,
         identity={"decode": decode},
         inputs=(dataset, model),
         run=run,

@@ -18,6 +18,7 @@ from coatnet.model import CoAtNet
 from coatnet.train_config import RuntimeTrainConfig
 from coatnet.worker import Worker
 from data.augment import Augment
+from data.batch_audit import AuditedAugment
 from data.contact_sheet import contact_sheet
 from data.loader import EvalLoader, TrainLoader
 from data.normalize import denormalize, normalize
@@ -34,6 +35,8 @@ MODEL_FOLDER = "model"
 CHECKPOINT_FOLDER = "checkpoints"
 _EVAL_BATCH_SIZE = 250
 _SHEET_IMAGES = 16
+_FLUSH_TIMEOUT_S = 5.0
+"""A checkpoint waits no longer for an MLflow server that is away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +85,14 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
         ),
         source=loader,
         make_eval_source=partial(make_eval_loader, worker, plan, dataset, snapshot),
-        augment=augment,
+        augment=_audited(augment, plan, worker.rank),
         normalize=partial(normalize, mean=mean, std=std),
-        checkpoints=CheckpointStore(stage, CHECKPOINT_FOLDER),
+        checkpoints=CheckpointStore(
+            stage,
+            CHECKPOINT_FOLDER,
+            # A killed run takes its queue along: what a checkpoint has behind it is on the server first.
+            before_upload=partial(tracker.flush, _FLUSH_TIMEOUT_S) if tracker is not None else None,
+        ),
         log=tracker.log_metrics if tracker is not None else _log_nothing,
     )
     if worker.rank == 0:
@@ -98,6 +106,12 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "bad_samples": list(loader.bad_keys),
     }
+
+
+def _audited(augment: Augment, plan: TrainPlan, rank: int) -> Augment | AuditedAugment:
+    if plan.runtime.audit_dir is None:
+        return augment
+    return AuditedAugment(augment, Path(plan.runtime.audit_dir), name=plan.name, rank=rank)
 
 
 def make_model(plan: TrainPlan, root: Store) -> tuple[CoAtNet, list[str]]:

@@ -35,6 +35,10 @@ def ray_cluster() -> Generator[None]:
     # A socket path may have 107 bytes: pytest's own folders are too deep.
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray reads its authentication mode once a process, at import: a mode that the local
+        # stack's fixture exported later would reach this cluster's servers and not this driver.
+        for name in [name for name in os.environ if name.startswith("RAY_AUTH_")]:
+            patch.delenv(name)
         ray.init(
             address="local",
             num_cpus=4,

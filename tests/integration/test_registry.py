@@ -9,8 +9,8 @@ import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,12 +213,12 @@ def test_a_crash_after_the_alias_moved_keeps_the_verdict(
     ledger.record(promotion(two, "1"))
     MlflowClient(registry.tracking_uri).set_registered_model_alias(one.name, "champion", "2")
     assert "gate.verdict" not in registry.get_version(one.name, "2").tags
-    resumed = registry.resume_promotion(one.name, "2", ledger)
-    assert resumed is not None
+    (resumed,) = registry.finish_pending(one.name, ledger)
     assert (resumed.number, resumed.result) == (2, "applied")
-    assert registry.get_version(one.name, "2").tags["gate.verdict"] == "PROMOTED"
-    assert registry.resume_promotion(one.name, "2", ledger) is None
-    assert registry.resume_promotion(one.name, "1", ledger) is None
+    after = registry.get_version(one.name, "2")
+    assert after.tags["gate.verdict"] == "PROMOTED"
+    assert after.aliases == ("champion",), "a promoted version is no challenger any more"
+    assert registry.finish_pending(one.name, ledger) == []
 
 
 def test_a_crashed_promotion_that_was_overtaken_is_closed(
@@ -227,8 +227,22 @@ def test_a_crashed_promotion_that_was_overtaken_is_closed(
     one, two = register("a"), register("b")
     ledger.record(promotion(two, None))
     MlflowClient(registry.tracking_uri).set_registered_model_alias(one.name, "champion", "1")
-    assert registry.resume_promotion(one.name, "2", ledger) is None
-    assert [entry.result for entry in ledger.history(one.name)] == ["superseded"]
+    (closed,) = registry.finish_pending(one.name, ledger)
+    assert closed.result == "superseded"
+    champion = registry.champion(one.name)
+    assert champion is not None
+    assert champion.version == "1"
+
+
+def test_a_pending_promotion_of_a_deleted_version_is_closed(
+    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
+) -> None:
+    """Nothing could be promoted any more if it stayed pending."""
+    one, two = register("a"), register("b")
+    ledger.record(promotion(two, None))
+    MlflowClient(registry.tracking_uri).delete_model_version(two.name, two.version)
+    assert registry.promote(promotion(one, None), ledger).result == "applied"
+    assert [entry.result for entry in ledger.history(one.name)] == ["superseded", "applied"]
 
 
 def test_a_decision_against_another_champion_is_stale(
@@ -258,18 +272,81 @@ def test_an_alias_moved_by_hand_is_not_undone(
         registry.promote(promotion(two, "1"), ledger)
 
 
-def test_an_earlier_pending_promotion_wins_until_it_is_old(
-    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo], monkeypatch: pytest.MonkeyPatch
+def test_an_earlier_pending_promotion_is_finished_first(
+    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
 ) -> None:
     one, two, three = register("a"), register("b"), register("c")
     registry.promote(promotion(one, None), ledger)
     ledger.record(promotion(two, "1"))  # its process is about to move the alias, or has crashed
-    with pytest.raises(PromotionConflictError, match="job-1 is promoting version 2"):
+    with pytest.raises(PromotionConflictError, match="compared with 1, but the champion is 2 now"):
         registry.promote(promotion(three, "1"), ledger)
-    monkeypatch.setattr("infra.registry._PENDING_LIMIT", timedelta(0))
-    entry = registry.promote(promotion(three, "1"), ledger)
+    assert registry.get_version(one.name, "2").tags["gate.verdict"] == "PROMOTED"
+    entry = registry.promote(promotion(three, "2"), ledger)
     results = [other.result for other in ledger.history(one.name)]
-    assert (entry.number, results) == (4, ["applied", "abandoned", "superseded", "applied"])
+    assert (entry.number, results) == (4, ["applied", "applied", "superseded", "applied"])
+
+
+def test_a_promotion_that_slept_does_not_undo_a_later_one(
+    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow has no compare-and-swap: a paused process would move the alias back hours later."""
+    one, two, three = register("a"), register("b"), register("c")
+    registry.promote(promotion(one, None), ledger)
+    move = MlflowClient.set_registered_model_alias
+
+    def sleep_then_move(client: MlflowClient, name: str, alias: str, version: str) -> None:
+        monkeypatch.undo()
+        # Meanwhile another process finishes this promotion, and makes its own.
+        assert registry.promote(promotion(two, "1"), ledger).number == 2
+        assert registry.promote(promotion(three, "2"), ledger).number == 3
+        move(client, name, alias, version)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", sleep_then_move)
+    assert registry.promote(promotion(two, "1"), ledger).result == "applied"
+    champion = registry.champion(one.name)
+    assert champion is not None
+    assert champion.version == "3"
+
+
+def test_two_jobs_that_register_the_same_model_make_one_version(
+    registry: Registry, register: Callable[..., VersionInfo]
+) -> None:
+    barrier = threading.Barrier(2)
+    create = MlflowClient.create_model_version
+    found: list[VersionInfo] = []
+
+    def create_together(client: MlflowClient, *arguments: Any, **options: Any) -> Any:
+        barrier.wait(timeout=30)
+        return create(client, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MlflowClient, "create_model_version", create_together)
+        threads = [threading.Thread(target=lambda: found.append(register("same"))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [version.version for version in found] == ["1", "1"]
+    assert len(MlflowClient(registry.tracking_uri).search_model_versions(f"name = '{found[0].name}'")) == 1
+
+
+def test_only_an_undecided_version_is_the_challenger(
+    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
+) -> None:
+    """A reviewer looks for `challenger` to find what waits or was refused, `champion` for what serves."""
+    one, two, three = register("a"), register("b"), register("c")
+    registry.promote(promotion(one, None), ledger)
+    assert registry.get_version(one.name, CHALLENGER).version == "3", "another version keeps the alias"
+    registry.reject(replace(promotion(three, "1"), verdict="REJECTED"), ledger)
+    assert registry.get_version(one.name, "3").aliases == (CHALLENGER,)
+    # A job that is run again registers its old model again: that takes the alias from nobody.
+    assert register("a").aliases == ("champion",)
+    register("b")
+    assert registry.get_version(one.name, CHALLENGER).version == "2", "b waits for its gate"
+    registry.promote(promotion(two, "1"), ledger)
+    assert register("c").aliases == ()
+    with pytest.raises(InputError, match="no version or alias 'challenger'"):
+        registry.get_version(one.name, CHALLENGER)
 
 
 def test_a_race_of_promotions_has_one_winner(

@@ -56,7 +56,7 @@ def test_an_entry_comes_back_as_it_was(ledger: Ledger) -> None:
     assert ledger.current("vehicles") == closed
     assert not closed.is_pending
     # Once closed, the outcome stands.
-    assert ledger.close(entry, "abandoned", "1") == closed
+    assert ledger.close(entry, "superseded", "1") == closed
 
 
 def test_eight_threads_get_eight_numbers(ledger: Ledger) -> None:
@@ -94,6 +94,16 @@ def test_decision_id_is_of_the_decision_not_of_who_made_it() -> None:
     assert replace(INTENT, actor="ann", code_version="fff").decision_id == INTENT.decision_id
     assert replace(INTENT, from_version=None).decision_id != INTENT.decision_id
     assert replace(INTENT, gates={}).decision_id != INTENT.decision_id
+
+
+def test_failed_checks_are_named() -> None:
+    checks = [
+        {"name": "calibration", "passed": False},
+        {"name": "top-1 floor", "passed": True},
+        {"name": "latency", "passed": False},
+    ]
+    assert replace(INTENT, gates={"checks": checks}).failed_checks == ("calibration", "latency")
+    assert replace(INTENT, gates={}).failed_checks == ()
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "models:x", ".hidden"])

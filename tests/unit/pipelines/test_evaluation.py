@@ -51,9 +51,10 @@ def test_ece_of_a_calibrated_model_is_near_zero() -> None:
 
 
 def test_files_give_the_same_report_back() -> None:
-    report = small_report()
+    report = small_report(unknown_classes=("dog",))
     again = EvalReport.from_dict(report.to_dict(), report.predictions_parquet())
     assert again.to_dict() == report.to_dict()
+    assert again.unknown_classes == ("dog",)
     assert again.keys == report.keys
     np.testing.assert_array_equal(again.probabilities_NK, report.probabilities_NK)
 

@@ -141,6 +141,26 @@ def test_class_regression_rejects_a_better_mean() -> None:
     assert decide_promotion(challenger, champion, tolerant).promoted
 
 
+def test_a_new_class_does_not_hide_what_the_known_ones_lose() -> None:
+    """All that a champion is given on a class it never saw is wrong: any challenger gains 1/K at once."""
+    trucks = {index for index in range(4000) if index % NUM_CLASSES == 3}
+    champion = dataclasses.replace(report(trucks), unknown_classes=("truck",))
+    decision = decide_promotion(report(), champion, POLICY)
+    assert decision.first_line == (
+        "PROMOTED +25.0 pp top-1 (95% CI 23.7 to 26.4), 0/4 classes regressed, new to the champion: truck"
+    )
+    # 4 of 100 lost in each known class: noise for each alone, clear for the three together.
+    champion = report({index for index in range(400) if index % NUM_CLASSES == 3}, num_samples=400)
+    champion = dataclasses.replace(champion, unknown_classes=("truck",))
+    challenger = report({index for index in range(16) if index % NUM_CLASSES != 3}, num_samples=400)
+    decision = decide_promotion(challenger, champion, POLICY)
+    assert decision.first_line.startswith(
+        "REJECTED known classes: without truck, new to the champion; n = 300; top-1 +22.0 pp ("
+    )
+    failed = [check for check in decision.checks if not check.passed]
+    assert [(check.name, check.value[:7]) for check in failed] == [("known classes", "-4.0 pp")]
+
+
 def test_class_drop_within_noise_does_not_reject() -> None:
     champion = report({index for index in range(100) if index % NUM_CLASSES != 2}, num_samples=200)
     challenger = report({2, 6}, num_samples=200)  # two of 50 ships, -4 pp, p = 0.25

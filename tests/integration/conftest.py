@@ -1,0 +1,108 @@
+"""The main job, run once for all tests of what it leaves behind."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipelines.cifar10 import default_cache_dir, fetch_cifar10
+from pipelines.demo import job_command
+from tests.conftest import REPOSITORY, Stack
+
+SMOKE_CONFIG = "pipelines/configs/smoke.yaml"
+_JOB_TIMEOUT_S = 420
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobTarget:
+    """Where one test's jobs write; two targets share nothing, so each is computed from the start."""
+
+    root_uri: str
+    experiment: str
+    model_name: str
+    cache_dir: Path
+
+    @property
+    def options(self) -> list[str]:
+        """Return the overrides that lead a job there."""
+        return [
+            *("--runtime.root", self.root_uri),
+            *("--runtime.experiment", self.experiment),
+            *("--runtime.model_name", self.model_name),
+            *("--runtime.cache_dir", str(self.cache_dir)),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedJob:
+    """A job that was submitted and followed to its end."""
+
+    exit_code: int
+    output: str
+    """What `ray job submit` printed, the job's own lines included."""
+    seconds: float
+    options: list[str]
+    target: JobTarget
+    environment: dict[str, str]
+    """Of the process that submitted it; finds and may use every service of the stack."""
+
+    @property
+    def lines(self) -> list[str]:
+        return self.output.splitlines()
+
+
+def submit_job(stack: Stack, target: JobTarget, options: Sequence[str] = ()) -> FinishedJob:
+    """Submit the small main job as `make demo` submits its own, and wait for its end."""
+    all_options = ["--config", SMOKE_CONFIG, *target.options, *options]
+    command = job_command(all_options)
+    environment = {**os.environ, **stack.environment}
+    started = time.monotonic()
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("ray")), *command[1:]],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=_JOB_TIMEOUT_S,
+    )
+    return FinishedJob(
+        exit_code=done.returncode,
+        output=done.stdout,
+        seconds=time.monotonic() - started,
+        options=all_options,
+        target=target,
+        environment=environment,
+    )
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> Path:
+    """The folder of the real photographs; fetched where the cache has none."""
+    return fetch_cifar10(default_cache_dir(), lambda line: print(line, flush=True))
+
+
+@pytest.fixture(scope="session")
+def smoke_target(tmp_path_factory: pytest.TempPathFactory) -> JobTarget:
+    return JobTarget(
+        root_uri="s3://coatnet/smoke",
+        experiment="coatnet-smoke",
+        model_name="coatnet-smoke",
+        cache_dir=tmp_path_factory.mktemp("smoke cache"),
+    )
+
+
+@pytest.fixture(scope="session")
+def smoke_job(stack: Stack, cifar10: Path, smoke_target: JobTarget) -> FinishedJob:
+    """The small main job on real photographs, from an empty root to its champion; about 2 minutes.
+
+    Whoever changes what it left (another champion, another root) takes a `JobTarget` of its own.
+    """
+    job = submit_job(stack, smoke_target)
+    assert job.exit_code == 0, job.output
+    return job
