@@ -40,8 +40,8 @@ style: .venv/installed-dev ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/installed-dev ## Benchmarks against the peers; ONLY=bench_model for one
-	$(BIN)/python -m tests.benchmarks.run $(ONLY)
+bench: .venv/installed ## Benchmarks against the peers; ONLY=bench_model for one
+	@$(BIN)/python -m tests.benchmarks.run $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) $(ONLY)
 
 clean: down ## Remove the environment and everything the local stack stored
 	rm -rf .venv .local build

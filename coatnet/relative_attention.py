@@ -99,7 +99,9 @@ class RelativeAttentionLayer(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         bias = self.bias(height, width, q.dtype) if self.bias is not None else None
         if self.kind == "pre":
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            # Four dimensions: with three, torch's fused CPU kernel refuses the mask and takes single steps.
+            mask = bias if bias is None else bias.unsqueeze(0)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:
             out = F.scaled_dot_product_attention(q, k, v)
         if self.kind == "post" and bias is not None:

@@ -23,8 +23,9 @@ class AuditedAugment:
 
     A line holds `rank`, `epoch`, `step` (of the epoch), `keys` (padding is "") and `blake2b`, the
     hash of the images, targets and weights that the model gets. A resumed run appends to the same
-    file, so the steps that a killed run took after its checkpoint stand there twice. It copies
-    every batch to the host: for tests and for finding out where two runs part, not for speed.
+    file, so the steps that a killed run took after its checkpoint stand there twice; `pid` tells
+    the attempts apart. It copies every batch to the host: for tests and for finding out where two
+    runs part, not for speed.
     """
 
     def __init__(self, augment: Augment, folder: Path, *, name: str, rank: int) -> None:
@@ -46,6 +47,7 @@ class AuditedAugment:
             "epoch": batch.epoch,
             "step": batch.step,
             "keys": batch.keys,
+            "pid": os.getpid(),
             "blake2b": _digest(augmented.images_BCHW, augmented.targets_BK, augmented.weights_B),
         }
         self._append(json.dumps(line).encode() + b"\n")
@@ -65,5 +67,5 @@ def _digest(*tensors: Tensor) -> str:
     for tensor in tensors:
         # As bytes: NumPy knows no bfloat16.
         content = tensor.detach().cpu().contiguous().view(torch.uint8)
-        digest.update(content.numpy())
+        digest.update(content.numpy().data)
     return digest.hexdigest()

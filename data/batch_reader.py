@@ -29,8 +29,8 @@ _MIN_SHARE_ROWS = 8
 """Handing work to a thread costs about as much as decoding a tiny image."""
 
 
-class TooManyBadSamplesError(RuntimeError):
-    """More samples than the budget allows could not be decoded."""
+class TooManyBadSamplesError(InputError):
+    """More samples than the budget allows could not be decoded; reading them again would not help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ class BatchReader:
         if len(self.bad_keys) > self._max_bad_samples:
             raise TooManyBadSamplesError(
                 f"{len(self.bad_keys)} samples cannot be decoded, max_bad_samples allows "
-                f"{self._max_bad_samples}; the last is {key!r} ({reason})"
+                f"{self._max_bad_samples}; the last is {key!r} ({reason}): build the dataset again"
             )
 
 

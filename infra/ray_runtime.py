@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -101,6 +101,7 @@ def run_workers(
                 storage_path=storage_path or scratch,
                 storage_filesystem=storage_filesystem,
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+                logging_config=LoggingConfig(log_level="WARNING"),
                 # DDP's reducer warns of a flag that we set on purpose, past Python's filters.
                 worker_runtime_env={"env_vars": {"TORCH_CPP_LOG_LEVEL": "ERROR"}},
             )

@@ -1,6 +1,7 @@
 """The worker's end of `infra.ray_runtime`."""
 
 import contextlib
+import logging
 import os
 import threading
 from collections import deque
@@ -12,7 +13,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 
 from coatnet.progress import Progress
 from infra.ray_channel import Failure
@@ -39,6 +40,8 @@ class RayWorker:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._exchange_until_done, name="channel", daemon=True)
         torch.set_num_threads(num_threads)  # of this thread, the one that trains
+        # Ray Train sets the root logger to INFO, and boto3 then tells where its credentials are from.
+        logging.getLogger().setLevel(logging.WARNING)
 
     def report(self, progress: Progress) -> None:
         """Queue rank 0's progress for the driver."""
@@ -73,6 +76,8 @@ class RayWorker:
         progress = [asdict(self._outbox.popleft()) for _ in range(len(self._outbox))]
         try:
             command = str(ray.get(self._channel.exchange.remote(progress)))
+        except ActorUnavailableError:  # the network, for a moment: asked again at the next turn
+            return
         except RayError:  # the driver is gone, and Ray will end this process: save what there is
             command = "stop"
         if command != "go":

@@ -31,6 +31,7 @@ from infra.stack_site import (
 from infra.stack_state import StackHome, write_private
 
 _BUCKETS = ("coatnet", "mlflow")
+_JOB_STOP_PATIENCE_S = 150  # longer than training workers are given to save themselves
 _OBJECT_STORE_BYTES = 512 << 20  # images never pass through Ray's object store
 
 
@@ -200,6 +201,8 @@ class RayHead:
             **client_environment(site),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_JOB_STOP_SIGNAL": "SIGINT",
+            # Ray's own 3 s would kill a training before its checkpoint is stored.
+            "RAY_JOB_STOP_WAIT_TIME_S": str(_JOB_STOP_PATIENCE_S),
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "10",
             # Training workers of this one machine talk over loopback too.
             "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",

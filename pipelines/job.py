@@ -4,21 +4,31 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+from mlflow.exceptions import MlflowException
+from ray.exceptions import RayError
 
 from coatnet.loop import TrainingStoppedError
+from coatnet.step import NonFiniteLossError
 from data.errors import InputError
+from data.store import StoreError
+from infra.ray_runtime import WorkersFailedError
+from infra.stop_signals import treat_sigterm_as_ctrl_c
 from infra.tracking import RunRef, Tracker, find_or_create_run
 from pipelines.fingerprint import plain
 from pipelines.stage import Workspace
 
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 130
+# What is left of a fault after all retries; anything else is a bug and shows its traceback.
+_FAULTS = (WorkersFailedError, NonFiniteLossError, StoreError, MlflowException, RayError)
 # glibc gives large buffers back to the system and faults them in again for every batch: up to half
 # of the time of decoding and augmentation. Bytes.
 _MALLOC = {
@@ -35,12 +45,18 @@ def announce(line: str) -> None:
 
 
 def run_main(main: Callable[[list[str]], int]) -> None:
-    """Run an entry point: bad input is one line and exit code 2, a stop exits with 130."""
+    """Run an entry point: bad input is one line and exit code 2, a fault 1, a stop 130."""
     try:
         code = main(sys.argv[1:])
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         code = EXIT_BAD_INPUT
+    except _FAULTS as error:
+        for note in getattr(error, "__notes__", []):
+            print(note, file=sys.stderr)
+        line = " ".join(str(error).split())
+        print(f"failed: {line}; run the same command to go on", file=sys.stderr, flush=True)
+        code = EXIT_FAILED
     except TrainingStoppedError as error:
         print(f"stopped: {error}", file=sys.stderr, flush=True)
         code = EXIT_STOPPED
@@ -61,7 +77,10 @@ def connect_to_ray() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    runtime_env: dict[str, Any] = {"env_vars": _MALLOC}
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    # Actors of Ray Train look for their own cluster: with two on one machine they need its address.
+    address = {name: value for name, value in os.environ.items() if name == "RAY_ADDRESS"}
+    runtime_env: dict[str, Any] = {"env_vars": _MALLOC | address}
     is_submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if not is_submitted:
         # .gitignore and .rayignore keep data, caches and .venv out of what is sent.
@@ -74,6 +93,7 @@ def connect_to_ray() -> None:
         runtime_env=runtime_env,
         include_dashboard=None if is_submitted or "RAY_ADDRESS" in os.environ else False,
     )
+    treat_sigterm_as_ctrl_c()
 
 
 def check_resources(num_workers: int, cpus_per_worker: float, use_gpu: bool) -> None:
@@ -143,23 +163,18 @@ class TrackedJob:
     def run_stage(self, workspace: Workspace) -> Mapping[str, Any]:
         """Run a stage inside its MLflow run: its identity, inputs and what it found."""
         tracker = Tracker(self.stage_run(workspace))
-        tracker.log_params({"fingerprint": workspace.stage.fingerprint, **plain(workspace.stage.identity)})
-        status = "FAILED"
-        try:
+        with _ending(tracker):
+            tracker.log_params(
+                {"fingerprint": workspace.stage.fingerprint, **plain(workspace.stage.identity)}
+            )
             self._log_datasets(tracker, workspace)
             output = workspace.stage.run(workspace)
             tracker.log_json("record.json", plain(output))
-            status = "FINISHED"
-        except (KeyboardInterrupt, TrainingStoppedError):
-            status = "KILLED"
-            raise
-        finally:
-            tracker.finish(status)
         return output
 
-    def finish(self) -> None:
-        """End the job's run."""
-        Tracker(self.parent).finish()
+    def running(self) -> AbstractContextManager[None]:
+        """Return the context that the job's work is done in; it ends the job's run."""
+        return _ending(Tracker(self.parent))
 
     def _log_datasets(self, tracker: Tracker, workspace: Workspace) -> None:
         for record in workspace.inputs:
@@ -170,3 +185,17 @@ class TrackedJob:
                     uri=record.output["dataset_path"],
                     context="evaluation" if workspace.stage.name == "evaluate" else "training",
                 )
+
+
+@contextmanager
+def _ending(tracker: Tracker) -> Generator[None]:
+    """End the run as its work ended. `kill -9` leaves it running until the same command goes on."""
+    try:
+        yield
+    except (KeyboardInterrupt, TrainingStoppedError):
+        tracker.finish("KILLED")
+        raise
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    tracker.finish("FINISHED")

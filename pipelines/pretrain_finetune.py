@@ -54,13 +54,12 @@ def run(config: RunConfig) -> list[str]:
     evaluation = session.evaluate(datasets["finetune"], finetune, recipe.finetune.decode)
 
     key = evaluation.fingerprint
-    session.start(key=key, name=f"{recipe.model} {key}", parameters=asdict(config))
-    records = [
-        session.materialize(stage)
-        for stage in (datasets["pretrain"], datasets["finetune"], pretrain, finetune, evaluation)
-    ]
-    version = session.review(datasets["finetune"], finetune, evaluation, recipe.finetune.decode)
-    session.finish()
+    with session.job(key=key, name=f"{recipe.model} {key}", parameters=asdict(config)):
+        records = [
+            session.materialize(stage)
+            for stage in (datasets["pretrain"], datasets["finetune"], pretrain, finetune, evaluation)
+        ]
+        version = session.review(datasets["finetune"], finetune, evaluation, recipe.finetune.decode)
     return summary(*records[2:], version=version)
 
 

@@ -92,9 +92,8 @@ def retrain(session: Session, incoming: Store, parameters: Mapping[str, Any]) ->
     evaluation = session.evaluate(dataset, challenger, decode)
     key = evaluation.fingerprint
     session.connect()
-    session.start(key=key, name=f"retrain {key}", parameters=parameters)
-    session.review(dataset, challenger, evaluation, decode)
-    session.finish()
+    with session.job(key=key, name=f"retrain {key}", parameters=parameters):
+        session.review(dataset, challenger, evaluation, decode)
 
 
 def find_champion(session: Session) -> VersionInfo:

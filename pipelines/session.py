@@ -1,6 +1,7 @@
 """One job's hands: the root, the registry and MLflow, and the stages and review built on them."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from data.crop import DecodeConfig
@@ -34,8 +35,9 @@ class Session:
         runtime = self.runtime
         check_resources(runtime.num_workers, runtime.cpus_per_worker, runtime.use_gpu)
 
-    def start(self, *, key: str, name: str, parameters: Mapping[str, Any]) -> None:
-        """Open the job's MLflow run, the one of before if the job was stopped."""
+    @contextmanager
+    def job(self, *, key: str, name: str, parameters: Mapping[str, Any]) -> Generator[None]:
+        """Do the job's work in its MLflow run, the one of before if the job was stopped."""
         self._tracked = TrackedJob.start(
             tracking_uri=self.tracking_uri,
             experiment=self.runtime.experiment,
@@ -49,16 +51,18 @@ class Session:
             announce=announce,
             observe=self._tracked.run_stage,
         )
+        with self._tracked.running():
+            yield
 
     @property
     def tracked(self) -> TrackedJob:
-        """The job's run; `start` comes first."""
-        assert self._tracked is not None, "start the session first"
+        """The job's run."""
+        assert self._tracked is not None, "there is a run within `job` only"
         return self._tracked
 
     def materialize(self, stage: Stage) -> StageRecord:
         """Return the record of a stage, computing it inside a nested MLflow run if it is missing."""
-        assert self._materializer is not None, "start the session first"
+        assert self._materializer is not None, "stages are computed within `job` only"
         return self._materializer(stage)
 
     def train(self, name: str, phase: PhaseConfig, dataset: Stage, initial: Stage | None) -> Stage:
@@ -107,10 +111,6 @@ class Session:
         )
         candidate = Candidate.of(self.materialize(model), evaluated, self.materialize(dataset), decode)
         return review(candidate)
-
-    def finish(self) -> None:
-        """End the job's MLflow run."""
-        self.tracked.finish()
 
     def _stage_run(self, workspace: Workspace) -> RunRef:
         return self.tracked.stage_run(workspace)

@@ -2,7 +2,8 @@
 
 kornia's RandAugment draws one set of operations a call, so a draw per sample means a call per sample;
 its draw per batch is a row too, though it is not the same augmentation. Both sides start from uint8
-[B, H, W, C] and end with normalised float32 [B, C, H, W]. What can be compared is asserted first.
+[B, H, W, C] and end with normalised float32 [B, C, H, W], on one thread: per core. What can be compared
+is asserted first.
 """
 
 import io
@@ -57,7 +58,7 @@ class Peer:
 
 
 def main() -> None:
-    session = Session.from_arguments("bench_augment", ("torch", "kornia", "pillow", "numpy"))
+    session = Session.from_arguments("bench_augment", ("torch", "kornia", "pillow", "numpy"), num_threads=1)
     torch.set_num_threads(session.num_threads)
     torch.manual_seed(0)
     files = [path.read_bytes() for path in png_files(_BATCH_SIZE)]

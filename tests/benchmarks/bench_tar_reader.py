@@ -64,10 +64,11 @@ class Dataset:
 
 def main() -> None:
     session = Session.from_arguments(
-        "bench_tar_reader", ("torch", "webdataset", "pillow", "simplejpeg", "numpy", "google-crc32c")
+        "bench_tar_reader",
+        ("torch", "webdataset", "pillow", "simplejpeg", "numpy", "google-crc32c"),
+        num_threads=1,
     )
-    torch.set_num_threads(1)
-    session.note("threads of both sides", 1)
+    torch.set_num_threads(session.num_threads)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         session.announce(f"sharding {_NUM_PNG} PNG and {_NUM_JPEG} JPEG files")
         files = png_files(_NUM_PNG)
@@ -173,7 +174,9 @@ def crop_all_peer(dataset: Dataset) -> Pixels:
     size = (_CROP_SIZE_PX, _CROP_SIZE_PX)
     for row, sample in enumerate(dataset.read_peer().decode("pilrgb")):
         image: Image.Image = sample[dataset.extension]
-        top, left, height, width = random_resized_box(image.height, image.width, draws_BD[row], _crop_config())
+        top, left, height, width = random_resized_box(
+            image.height, image.width, draws_BD[row], _crop_config()
+        )
         box = (left, top, left + width, top + height)
         images_BHWC[row] = np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box))
     return images_BHWC

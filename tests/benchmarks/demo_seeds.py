@@ -26,7 +26,7 @@ from pipelines.stages import shard_stage
 RESULTS = Path("build/bench/demo_seeds.json")
 _OPTIONS = [
     *("--config", "pipelines/configs/demo.yaml"),
-    *("--runtime.root", "s3://coatnet/demo-seeds", "--runtime.experiment", "demo-seeds"),
+    *("--runtime.experiment", "demo-seeds"),
 ]
 _ONE = "--one"
 
@@ -67,13 +67,12 @@ def measure(seed: int) -> dict[str, Any]:
     finetuned = session.train("finetune", recipe.finetune, vehicles, pretrained)
     control = session.train("finetune", recipe.finetune, vehicles, None)
     key = session.evaluate(vehicles, control, recipe.finetune.decode).fingerprint
-    session.start(key=key, name=f"seed {seed}", parameters={"seed": seed})
-    top1 = session.materialize(pretrained).output["metrics"]["eval/top1"]
-    found = {"seed": seed, "animals": top1}
-    for name, model in (("vehicles", finetuned), ("vehicles_from_random_weights", control)):
-        evaluation = session.evaluate(vehicles, model, recipe.finetune.decode)
-        found[name] = session.materialize(evaluation).output["top1"]
-    session.finish()
+    with session.job(key=key, name=f"seed {seed}", parameters={"seed": seed}):
+        top1 = session.materialize(pretrained).output["metrics"]["eval/top1"]
+        found = {"seed": seed, "animals": top1}
+        for name, model in (("vehicles", finetuned), ("vehicles_from_random_weights", control)):
+            evaluation = session.evaluate(vehicles, model, recipe.finetune.decode)
+            found[name] = session.materialize(evaluation).output["top1"]
     return found
 
 

@@ -55,8 +55,9 @@ def one_line(environment: dict[str, Any]) -> str:
     load = environment["load_average_before"][0]
     busy = " (BUSY: do not quote these numbers)" if is_busy(load, environment["num_cores"]) else ""
     return (
-        f"{environment['cpu_model']}, {environment['num_cores']} cores, {environment['num_threads']} threads; "
-        f"load before {load}{busy}; Python {environment['python']}; {versions}"
+        f"{environment['cpu_model']}, {environment['num_cores']} cores, "
+        f"{environment['num_threads']} thread(s); load before {load}{busy}; "
+        f"Python {environment['python']}; {versions}"
     )
 
 

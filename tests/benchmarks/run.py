@@ -33,11 +33,20 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is asked for; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.run", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.run", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; none: all")
-    parser.add_argument("--threads", type=int, default=num_cores(), help="of torch (default: %(default)s)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=num_cores(),
+        help="of torch, where a benchmark is not per core (default: %(default)s)",
+    )
     parser.add_argument("--torch-index", help="package index with the torch build you want")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "build" / "bench", help="folder of the results")
+    parser.add_argument(
+        "--out", type=Path, default=REPOSITORY / "build" / "bench", help="folder of the results"
+    )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown or options.threads < 1:
@@ -70,7 +79,15 @@ def run_one(name: str, out: Path, threads: int, torch_index: str | None = None) 
         stale.unlink(missing_ok=True)
     requirements = Path(__file__).parent / "requirements" / f"{name}.txt"
     python = ensure_venv(out / "venvs" / name, requirements, log, announce, torch_index)
-    command = [str(python), "-m", f"tests.benchmarks.{name}", "--out", str(results), "--threads", str(threads)]
+    command = [
+        str(python),
+        "-m",
+        f"tests.benchmarks.{name}",
+        "--out",
+        str(results),
+        "--threads",
+        str(threads),
+    ]
     code = _run_logged(command, log, threads)
     if code != 0:
         raise BenchmarkError(f"{_last_line(log)} (exit code {code}; see {log})")

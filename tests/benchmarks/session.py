@@ -28,14 +28,19 @@ class Session:
 
     @classmethod
     def from_arguments(
-        cls, name: str, distributions: Sequence[str], arguments: Sequence[str] | None = None
+        cls,
+        name: str,
+        distributions: Sequence[str],
+        *,
+        num_threads: int | None = None,
+        arguments: Sequence[str] | None = None,
     ) -> "Session":
-        """Read the options that `tests.benchmarks.run` passes."""
+        """Read the options that `tests.benchmarks.run` passes; `num_threads` overrides what it says."""
         parser = argparse.ArgumentParser(prog=name)
         parser.add_argument("--out", type=Path, required=True)
         parser.add_argument("--threads", type=int, required=True)
         options = parser.parse_args(arguments)
-        return cls(name, options.out, options.threads, distributions)
+        return cls(name, options.out, num_threads or options.threads, distributions)
 
     @property
     def num_threads(self) -> int:

@@ -21,7 +21,11 @@ class BenchmarkError(Exception):
 
 
 def ensure_venv(
-    folder: Path, requirements: Path, log: Path, announce: Callable[[str], None], torch_index: str | None = None
+    folder: Path,
+    requirements: Path,
+    log: Path,
+    announce: Callable[[str], None],
+    torch_index: str | None = None,
 ) -> Path:
     """Return the Python of an environment that holds exactly these requirements.
 
