@@ -11,7 +11,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from data.errors import InputError
 from data.store import ObjectNotFoundError, Store, StoreError
 
-_FORMAT = 1
+_FORMAT = 2
 _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{64})\.safetensors")
 _RETRY_WAITS_S = (1.0, 4.0)
 """Between attempts to save, on top of the store's own retries."""
@@ -44,6 +44,8 @@ class Checkpoint:
     ema: Mapping[str, Tensor] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     """Of the last evaluation, if there was one."""
+    losses: Sequence[float] = ()
+    """Of the steps since the last logged one: the next point of the curve is their mean."""
 
 
 class CheckpointStore:
@@ -106,7 +108,7 @@ class CheckpointStore:
         match = _NAME.fullmatch(name)
         if match is None or hashlib.sha256(content).hexdigest() != match[2]:
             raise _DamagedError(f"{self._store.uri}/{self._path(name)} is not what was saved")
-        return _unflatten(content)
+        return _unflatten(content, f"{self._store.uri}/{self._path(name)}")
 
     def _run(self, step: int, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         try:
@@ -174,17 +176,19 @@ def _flatten(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]
         "step": checkpoint.step,
         "cursor": dict(checkpoint.cursor),
         "metrics": dict(checkpoint.metrics),
+        "losses": list(checkpoint.losses),
         "has_ema": checkpoint.ema is not None,
     }
     return tensors, {"clock": json.dumps(clock, sort_keys=True)}
 
 
-def _unflatten(content: bytes) -> Checkpoint:
+def _unflatten(content: bytes, uri: str) -> Checkpoint:
     header_size = int.from_bytes(content[:8], "little")
     clock = json.loads(json.loads(content[8 : 8 + header_size])["__metadata__"]["clock"])
     if clock["format"] != _FORMAT:
         raise InputError(
-            f"the checkpoint has format {clock['format']}, this version reads {_FORMAT}; use a new name"
+            f"{uri} has format {clock['format']}, this version reads {_FORMAT}: delete it to start the "
+            f"stage again, or go on with the version that wrote it"
         )
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "ema": {}}
     for name, tensor in safetensors.torch.load(content).items():
@@ -197,4 +201,5 @@ def _unflatten(content: bytes) -> Checkpoint:
         optimizer=groups["optimizer"],
         ema=groups["ema"] if clock["has_ema"] else None,
         metrics=clock["metrics"],
+        losses=clock["losses"],
     )

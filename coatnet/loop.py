@@ -89,7 +89,7 @@ class _Run:
     progress: ProgressLine
     metrics: dict[str, float] = field(default_factory=dict[str, float])
     losses: list[float] = field(default_factory=list[float])
-    """Since the last logged step."""
+    """Since the last logged step; rank 0's alone, which logs."""
 
 
 def train(
@@ -210,8 +210,10 @@ def _settle(run: _Run, epoch: int, step: int, pending: PendingMetrics) -> StepMe
     shown = run.progress.step(epoch, step, metrics.loss, rate)
     if shown is not None:
         run.worker.report(shown)
+    if run.worker.rank != 0:
+        return metrics
     run.losses.append(metrics.loss)
-    if run.worker.rank == 0 and (global_step + 1) % run.runtime.log_every_steps == 0:
+    if (global_step + 1) % run.runtime.log_every_steps == 0:
         values = {
             "train/loss": sum(run.losses) / len(run.losses),
             "train/gradient_norm": metrics.gradient_norm,
@@ -247,7 +249,7 @@ def _save(run: _Run, *, epoch: int, step: int) -> None:
     if run.worker.rank != 0:
         return
     cursor = Cursor(identity=run.source.identity, epoch=epoch, step=step)
-    run.checkpoints.save(capture(run.state, cursor, run.metrics))
+    run.checkpoints.save(capture(run.state, cursor, metrics=run.metrics, losses=run.losses))
 
 
 def _stop(run: _Run, where: str) -> None:
@@ -270,7 +272,7 @@ def _restore(run: _Run) -> Cursor:
     if checkpoint is None:
         return Cursor(identity=run.source.identity, epoch=0, step=0)
     cursor = restore(run.state, checkpoint, run.source.identity)
-    run.metrics = dict(checkpoint.metrics)
+    run.metrics, run.losses = dict(checkpoint.metrics), list(checkpoint.losses)
     if cursor.epoch < run.config.epochs:
         text = f"resumed at step {cursor.step}/{run.source.steps_per_epoch}"
         run.worker.report(run.progress.note(cursor.epoch, text))

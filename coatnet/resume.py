@@ -1,6 +1,6 @@
 """Training state to checkpoint and back, bit by bit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, distributed, nn
@@ -12,7 +12,9 @@ from data.errors import InputError
 from data.order import Cursor, OrderIdentity
 
 
-def capture(state: TrainState, cursor: Cursor, metrics: Mapping[str, float]) -> Checkpoint:
+def capture(
+    state: TrainState, cursor: Cursor, *, metrics: Mapping[str, float], losses: Sequence[float]
+) -> Checkpoint:
     """Name everything that going on from `cursor` needs. The tensors are the live ones."""
     return Checkpoint(
         step=state.num_steps,
@@ -21,6 +23,7 @@ def capture(state: TrainState, cursor: Cursor, metrics: Mapping[str, float]) -> 
         optimizer=_optimizer_tensors(state.optimizer, state.model),
         ema=None if state.ema is None else state.ema.model.state_dict(),
         metrics=metrics,
+        losses=tuple(losses),
     )
 
 

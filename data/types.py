@@ -4,8 +4,10 @@ Shape letters: B batch, H height, W width, C channels.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch  # takes seconds to import, and the processes that write shards need none of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +72,13 @@ class ShardInfo:
 class Batch:
     """One rank's part of a global batch, before augmentation."""
 
-    images_BHWC: torch.Tensor
+    images_BHWC: "torch.Tensor"
     """uint8, in [0, 255], RGB; in pinned memory where CUDA is available."""
-    labels_B: torch.Tensor
+    labels_B: "torch.Tensor"
     """int64 class indices."""
-    weights_B: torch.Tensor
+    weights_B: "torch.Tensor"
     """float32; 0 marks padding or a sample that could not be decoded, else 1."""
-    positions_B: torch.Tensor
+    positions_B: "torch.Tensor"
     """int64 positions in the epoch's global order; they key the augmentation's randomness."""
     keys: tuple[str, ...]
     """Record keys, in the same order; "" for padding."""

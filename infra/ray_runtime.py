@@ -1,4 +1,4 @@
-"""Ray behind two functions: `run_workers` trains on a group of workers, `run_tasks` maps over items.
+"""A group of Ray workers that train together; `infra.ray_tasks` maps over items.
 
 `run_workers` is its own supervisor. Ray Train's `max_failures` does not cover a fault of its
 controller, of the rendezvous or of its own files, so every attempt is a fresh Ray Train run with no
@@ -12,12 +12,12 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -25,21 +25,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from coatnet.loop import TrainingStoppedError
 from coatnet.progress import Progress
 from coatnet.worker import Worker
-from data.store import StoreError
 from infra.ray_channel import Channel, Failure, describe_failure
 from infra.ray_worker import RayWorker
 from infra.stop_signals import StopRequest, stop_signals
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 _POLL_INTERVAL_S = 0.2
 _STOP_GRACE_S = 120.0
 """For workers to reach the end of a step, or an epoch's evaluation, and save."""
 _RETRY_WAIT_S = 1.0
 _COLLECTIVE_TIMEOUT_S = 600
-_TRANSIENT: Any = [StoreError, OSError]
-"""Raised by a task that is worth running again; Ray's own annotation knows only bool."""
 
 logger = logging.getLogger(__name__)
 
@@ -220,53 +214,3 @@ def _explain(attempt: _Attempt) -> Failure:
     if isinstance(error, TrainingFailedError | RayError):
         return Failure.of_death(error, None)
     return describe_failure(error, None)
-
-
-def run_tasks(
-    fn: Callable[[Item], Result],
-    items: Sequence[Item],
-    *,
-    max_in_flight: int,
-    num_cpus_per_task: float = 1,
-    max_retries: int = 3,
-    on_done: Callable[[int, Result], None] | None = None,
-) -> list[Result]:
-    """Call `fn` on every item as Ray tasks; return the results in the items' order.
-
-    At most `max_in_flight` are submitted at a time. A task whose process dies, or that raises
-    StoreError or another OSError, runs again; any other exception, or a task that keeps failing,
-    cancels the rest and is raised here as it is. `on_done(index, result)` is called in this thread
-    in the order tasks finish.
-    """
-    remote_fn = ray.remote(num_cpus=num_cpus_per_task, max_retries=max_retries, retry_exceptions=_TRANSIENT)(
-        _call
-    )
-    results: dict[int, Result] = {}
-    pending: dict[Any, int] = {}
-    upcoming = iter(enumerate(items))
-    try:
-        while len(results) < len(items):
-            while len(pending) < max_in_flight and (submitted := next(upcoming, None)) is not None:
-                index, item = submitted
-                pending[remote_fn.remote(fn, item)] = index
-            finished, _ = ray.wait(list(pending), num_returns=1)
-            for reference in finished:
-                index = pending.pop(reference)
-                results[index] = _get(reference)
-                if on_done is not None:
-                    on_done(index, results[index])
-    finally:
-        for reference in pending:
-            ray.cancel(reference, force=False)
-    return [results[index] for index in range(len(items))]
-
-
-def _call(fn: Callable[[Any], Any], item: Any) -> Any:
-    return fn(item)
-
-
-def _get(reference: Any) -> Any:
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        raise error.cause from error

@@ -66,12 +66,14 @@ class Registry:
         existing = self.find_version(name, fingerprint)
         if existing is None:
             client = self._client()
-            client.log_artifacts(run_id, str(model_dir), _MODEL_ARTIFACT_PATH)
+            # A folder of its own: a second model of the same run must not change the files of the first.
+            path = f"{_MODEL_ARTIFACT_PATH}/{fingerprint}"
+            client.log_artifacts(run_id, str(model_dir), path)
             artifact_uri = client.get_run(run_id).info.artifact_uri
             created = client.create_model_version(
                 name,
                 # Below the run's artifacts, and with the run's id: the version's page links its source run.
-                source=f"{artifact_uri}/{_MODEL_ARTIFACT_PATH}",
+                source=f"{artifact_uri}/{path}",
                 run_id=run_id,
                 tags={**tags, FINGERPRINT_TAG: fingerprint},
                 description=description,

@@ -3,6 +3,7 @@
 make demo            # or: python -m pipelines.demo [options of pretrain_finetune.py]
 """
 
+import json
 import os
 import re
 import shlex
@@ -14,12 +15,16 @@ from pathlib import Path
 from infra.local_stack import ALL_NAMES, default_home, read_environment, up
 from pipelines.cifar10 import default_cache_dir, fetch_cifar10
 from pipelines.config import parse_run_config
-from pipelines.job import REPOSITORY, announce, run_main
+from pipelines.job import REPOSITORY, announce, code_version, run_main
 
 DEFAULT_OPTIONS = ["--config", "pipelines/configs/demo.yaml"]
 _STOP_TIMEOUT_S = 180
 # What `ray job submit` says about itself, between the lines of the job.
-_RAYS_OWN_LINE = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\t(INFO|SUCC|WARNING|ERR) \w+\.py:\d+ -- ")
+_RAYS_OWN_LINE = re.compile(
+    r"\d{4}-\d\d-\d\d [\d:,]+\t(INFO|SUCC|WARNING|ERR) \w+\.py:\d+ -- "
+    # Ray Train starts this actor in a way that Ray itself calls an error, in every run.
+    r"|\[\d{4}-\d\d-\d\d [\d:,]+ E \d+ \d+\] core_worker\.cc:\d+: Actor with class name: 'PreemptionWatcher'"
+)
 
 
 def main(options: list[str]) -> int:
@@ -44,8 +49,10 @@ def main(options: list[str]) -> int:
 
 def job_command(options: list[str]) -> list[str]:
     """Return the command that submits the main job."""
+    # A submitted job has the code, but not the repository that knows its commit.
+    environment = json.dumps({"env_vars": {"COATNET_CODE_VERSION": code_version()}})
     return [
-        *("ray", "job", "submit", "--working-dir", "."),
+        *("ray", "job", "submit", "--working-dir", ".", "--runtime-env-json", environment),
         *("--submission-id", f"coatnet-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"),
         *("--", "python", "pipelines/pretrain_finetune.py"),
         *options,

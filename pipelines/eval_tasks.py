@@ -27,7 +27,7 @@ from data.normalize import normalize
 from data.shard_cache import ShardCache
 from data.snapshot import load_snapshot
 from data.types import Batch
-from infra.ray_runtime import run_tasks
+from infra.ray_tasks import run_tasks
 from infra.store import open_store
 from infra.transfer import download_folder
 from pipelines.config import Runtime

@@ -9,6 +9,7 @@ finished stages are skipped, a stopped one goes on from its last checkpoint.
 
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 from data.build import list_for_build
 from data.errors import InputError
@@ -60,7 +61,7 @@ def run(config: RunConfig) -> list[str]:
             for stage in (datasets["pretrain"], datasets["finetune"], pretrain, finetune, evaluation)
         ]
         version = session.review(datasets["finetune"], finetune, evaluation, recipe.finetune.decode)
-    return summary(*records[2:], version=version)
+    return [*summary(*records[2:], version=version), f"review       {version_page(tracking_uri, version)}"]
 
 
 def open_corpus(corpus: str) -> Store:
@@ -107,6 +108,13 @@ def summary(
         f"{after['num_samples']:,} images",
         f"registry     {version.name} version {version.version}: {version.tags[VERDICT_TAG]}",
     ]
+
+
+def version_page(tracking_uri: str, version: VersionInfo) -> str:
+    """Return the address of a version's page, without what a tracking URI may hold for logging in."""
+    parts = urlsplit(tracking_uri)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}/#/models/{quote(version.name)}/versions/{version.version}"
 
 
 if __name__ == "__main__":

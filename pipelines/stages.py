@@ -13,7 +13,8 @@ from data.shard_plan import ShardPlan
 from data.shard_write import ShardResult, write_shard
 from data.snapshot import Snapshot
 from data.store import Store
-from infra.ray_runtime import run_tasks, run_workers
+from infra.ray_runtime import run_workers
+from infra.ray_tasks import run_tasks
 from infra.tracking import RunRef
 from pipelines.config import PhaseConfig, Recipe, Runtime
 from pipelines.eval_tasks import EvalPlan, evaluate_model

@@ -100,7 +100,7 @@ class Arena:
             model_config=MODEL,
             initial_weights_path=start,
             phase=PhaseConfig(
-                global_batch_size=32, num_lanes=4, shuffle_window=8192, decode=DECODE, train=config
+                global_batch_size=8, num_lanes=4, shuffle_window=8192, decode=DECODE, train=config
             ),
             seed=0,
             runtime=self.runtime,

@@ -85,21 +85,23 @@ def _peer_version() -> str:
 
 def _compare_size(session: Session, batch: Batch, size_px: int) -> None:
     peer = Peer.make()
-    ops = {"randaugment_num_ops": _NUM_OPS, "randaugment_magnitude": _MAGNITUDE}
+    plain = AugmentConfig(
+        flip_probability=0.0, randaugment_num_ops=_NUM_OPS, randaugment_magnitude=_MAGNITUDE
+    )
     rows: list[tuple[str, AugmentConfig, Callable[[], object]]] = [
         (
             "RandAugment, a draw per sample",
-            AugmentConfig(flip_probability=0.0, **ops),
+            plain,
             lambda: peer_recipe(peer, batch, per_sample=True),
         ),
         (
             "RandAugment, kornia a draw per batch",
-            AugmentConfig(flip_probability=0.0, **ops),
+            plain,
             lambda: peer_recipe(peer, batch, per_sample=False),
         ),
         (
             "flip + RandAugment + Mixup, a draw per sample",
-            AugmentConfig(mixup_alpha=0.8, **ops),
+            replace(plain, flip_probability=0.5, mixup_alpha=0.8),
             lambda: peer_recipe(peer, batch, per_sample=True, flip=True, mixup=True),
         ),
         (

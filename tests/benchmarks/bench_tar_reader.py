@@ -9,12 +9,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import webdataset
 from numpy.typing import NDArray
 from PIL import Image
+from webdataset.compat import WebDataset
 
 from data.crop import DecodeConfig, draw_crops, random_resized_box
 from data.decode import decode_eval, decode_train
@@ -56,10 +58,10 @@ class Dataset:
             for row in range(shard.num_samples):
                 yield reader.read(number, row)
 
-    def read_peer(self) -> webdataset.WebDataset:
+    def read_peer(self) -> Any:  # webdataset's own types stop at its decorators.
         """Return stock webdataset over the same tars, local files without a pipe."""
         paths = [str(self.store.root / shard.path) for shard in self.shards]
-        return webdataset.WebDataset(paths, shardshuffle=False, empty_check=False)
+        return WebDataset(paths, shardshuffle=False, empty_check=False)
 
 
 def main() -> None:

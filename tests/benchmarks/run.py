@@ -29,13 +29,18 @@ _TIMEOUT_S = 1800
 """Each takes about four minutes on two idle cores."""
 # Read by OpenMP, MKL and OpenBLAS when they are loaded, so before Python starts.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# As in the product's jobs (pipelines/job.py), and for both sides: glibc otherwise gives the memory of each
+# large tensor back and takes it anew, which halves the speed of either.
+_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(256 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is asked for; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.run", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.run", description="Run the benchmarks.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; none: all")
     parser.add_argument(
         "--threads",
@@ -104,6 +109,7 @@ def _run_logged(command: list[str], log: Path, threads: int) -> int:
     environment = {
         **os.environ,
         **dict.fromkeys(_THREAD_VARIABLES, str(threads)),
+        **_ALLOCATOR,
         "PYTHONPATH": str(REPOSITORY),  # The project's packages, whatever is installed.
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",  # No weights are ever fetched.

@@ -5,17 +5,18 @@ biases in the stem. `twin` builds what its table does not have from its own bloc
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import timm
 import torch
-from timm.layers import NormMlpClassifierHead
+from timm.layers.classifier import NormMlpClassifierHead
 from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitConvCfg, MaxxVitStage, MaxxVitTransformerCfg
 from torch import Tensor, nn
 
 from coatnet import ModelConfig
 from coatnet.layers import BATCH_NORM_EPS, LAYER_NORM_EPS
 
-TIMM_CHOICES = {"downsample_on": "depthwise", "pool": "avg"}
+TIMM_CHOICES: dict[str, Any] = {"downsample_on": "depthwise", "pool": "avg"}
 """Overrides of our config that timm's blocks have built in."""
 
 
@@ -148,4 +149,4 @@ def set_fused_attention(model: MaxxVit, enabled: bool) -> None:
     """Let attention go through torch's fused operation, or through single ones."""
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = enabled  # pyright: ignore[reportAttributeAccessIssue]
+            vars(module)["fused_attn"] = enabled

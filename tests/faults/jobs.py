@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class Job:
     overrides: tuple[str, ...] = ()
     logs: list[Path] = field(default_factory=list[Path])
 
-    @property
+    @cached_property
     def root(self) -> Store:
         return open_store(self.root_uri)
 
@@ -104,12 +105,12 @@ class Job:
                 start_new_session=True,
             )
 
-    def run(self, timeout_s: float = 150) -> str:
+    def run(self, timeout_s: float = 280) -> str:
         """Run to the end; return the log."""
         driver = self.start()
         return self.finish(driver, timeout_s)
 
-    def finish(self, driver: subprocess.Popen[bytes], timeout_s: float = 150, code: int = 0) -> str:
+    def finish(self, driver: subprocess.Popen[bytes], timeout_s: float = 280, code: int = 0) -> str:
         """Wait for the driver, check its exit code, return its log."""
         try:
             found = driver.wait(timeout_s)
@@ -147,22 +148,31 @@ class Job:
         paths = sorted((self.folder / "audit").glob("pretrain-rank*.jsonl"))
         return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
-    def is_at(self, epoch: int, step: int) -> bool:
-        """Say whether pretraining has reached a step, and a checkpoint of that epoch's middle is stored."""
-        if not any((line["epoch"], line["step"]) == (epoch, step) for line in self.audit()):
-            return False
-        first = epoch * STEPS_PER_EPOCH
-        return any(first < found < first + STEPS_PER_EPOCH for found in self.checkpoints())
+    def freeze_in_mid_epoch(self, driver: subprocess.Popen[bytes]) -> int:
+        """Wait for the second epoch and halt there, a checkpoint of its middle stored; return a pid.
+
+        It is that of rank 1, which is stopped, so that rank 0 waits for it in a collective: what
+        happens next happens there, however slow this machine is.
+        """
+        self.wait_for(driver, lambda: bool(self._pids_at(rank=1, epoch=1, step=6)))
+        (pid,) = self._pids_at(rank=1, epoch=1, step=6)
+        os.kill(pid, signal.SIGSTOP)
+        first = STEPS_PER_EPOCH
+        self.wait_for(driver, lambda: any(first < step < 2 * first for step in self.checkpoints()))
+        return pid
+
+    def _pids_at(self, *, rank: int, epoch: int, step: int) -> list[int]:
+        return [line["pid"] for line in self.audit() if _place(line) == (rank, epoch, step)]
 
     def wait_for(
-        self, driver: subprocess.Popen[bytes], happened: Callable[[], bool], timeout_s: float = 120
+        self, driver: subprocess.Popen[bytes], happened: Callable[[], bool], timeout_s: float = 240
     ) -> None:
         """Poll until something happened while the driver runs."""
         deadline = time.monotonic() + timeout_s
         while not happened():
             assert driver.poll() is None, f"the driver ended too early:\n{self.log}"
             assert time.monotonic() < deadline, f"nothing happened in {timeout_s} s:\n{self.log}"
-            time.sleep(0.05)
+            time.sleep(0.02)
 
     def wait_until_alone(self, timeout_s: float = 60) -> None:
         """Wait until Ray has ended every actor that this or an earlier driver left."""

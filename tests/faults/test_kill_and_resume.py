@@ -16,7 +16,8 @@ from tests.faults.jobs import (
     first_steps,
 )
 
-pytestmark = [pytest.mark.integration, pytest.mark.faults]
+# A generous timeout: a loaded machine starts Ray's many processes slowly.
+pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 def resumed_steps(log: str) -> list[int]:
@@ -32,15 +33,15 @@ def test_a_killed_driver_goes_on_from_its_last_checkpoint(
     job = make_job("driver-killed")
     driver = job.start()
     try:
-        job.wait_for(driver, lambda: job.is_at(epoch=1, step=5))
+        job.freeze_in_mid_epoch(driver)
     finally:
         end(driver)
     job.wait_until_alone()
     newest = job.checkpoints()[-1]
-    assert newest % STEPS_PER_EPOCH, "too late: no checkpoint from the middle of an epoch is the last"
     log = job.run()
     assert "shard: finished before" in log
     assert resumed_steps(log) == [newest]
+    assert STEPS_PER_EPOCH < newest < 2 * STEPS_PER_EPOCH
     assert first_steps(job) == {0: [0, newest], 1: [0, newest]}
     assert_each_image_once(undisturbed)
     assert_same_result(job, undisturbed)
@@ -51,9 +52,7 @@ def test_a_killed_worker_costs_a_restart(make_job: Callable[..., Job], undisturb
     job = make_job("worker-killed")
     driver = job.start()
     try:
-        job.wait_for(driver, lambda: job.is_at(epoch=1, step=5))
-        victim = next(line["pid"] for line in job.audit() if line["rank"] == 1)
-        os.kill(victim, signal.SIGKILL)
+        os.kill(job.freeze_in_mid_epoch(driver), signal.SIGKILL)
         log = job.finish(driver)
     finally:
         end(driver)

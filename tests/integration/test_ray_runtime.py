@@ -19,7 +19,8 @@ from coatnet.progress import Progress
 from coatnet.worker import Worker
 from data.errors import InputError
 from data.store import StoreError
-from infra.ray_runtime import WorkersFailedError, run_tasks, run_workers
+from infra.ray_runtime import WorkersFailedError, run_workers
+from infra.ray_tasks import run_tasks
 from tests.tiny_training import CONFIG, RUNTIME, MemorySource, run_tiny, spawn_ranks
 
 pytestmark = [

@@ -22,7 +22,11 @@ session.write()
 @pytest.fixture
 def in_this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Installing takes minutes: the benchmarks of these tests need no peer."""
-    monkeypatch.setattr(run, "ensure_venv", lambda *_: Path(sys.executable))
+
+    def here(*_: object) -> Path:
+        return Path(sys.executable)
+
+    monkeypatch.setattr(run, "ensure_venv", here)
 
 
 @pytest.fixture

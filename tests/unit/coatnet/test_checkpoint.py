@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from coatnet.checkpoint import Checkpoint, CheckpointStore
+from data.errors import InputError
 from data.store import StoreError
 from infra.folder_store import FolderStore
 
@@ -21,6 +22,7 @@ def make_checkpoint(step: int, value: float = 1.0) -> Checkpoint:
         optimizer={"exp_avg/w": torch.randn(4, 3, 2, 2), "step/w": torch.tensor(7.0)},
         ema={"w": torch.zeros(4, 3, 2, 2)},
         metrics={"eval/top1": 0.1 + 0.2},
+        losses=(1.5, 0.1 + 0.2),
     )
 
 
@@ -37,6 +39,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert found is not None
     loaded = found[1]
     assert (loaded.step, loaded.cursor, loaded.metrics) == (12, saved.cursor, saved.metrics)
+    assert tuple(loaded.losses) == saved.losses
     for group in ("model", "optimizer", "ema"):
         ours, theirs = getattr(saved, group), getattr(loaded, group)
         assert ours.keys() == theirs.keys()
@@ -149,3 +152,30 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("pickle.Unpickler", refuse)
     monkeypatch.setattr("pickle.loads", refuse)
     assert checkpoints.load_latest() is not None
+
+
+def test_what_stands_behind_a_checkpoint_is_done_first(tmp_path: Path) -> None:
+    """Metrics of the last second before a checkpoint were lost with their process: never logged again."""
+    names_before: list[list[str]] = []
+    folder = tmp_path / "c"
+    checkpoints = CheckpointStore(
+        FolderStore(root=tmp_path),
+        "c",
+        before_upload=lambda: names_before.append(names_in(tmp_path) if folder.exists() else []),
+    )
+    checkpoints.save(make_checkpoint(1))
+    checkpoints.save(make_checkpoint(2))
+    checkpoints.finish()
+    assert [len(names) for names in names_before] == [0, 1]
+
+
+def test_a_checkpoint_of_another_format_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr("coatnet.checkpoint._FORMAT", 1)
+        checkpoints = CheckpointStore(FolderStore(root=tmp_path), "c")
+        checkpoints.save(make_checkpoint(1))
+        checkpoints.finish()
+    with pytest.raises(InputError, match=r"c/step-.* has format 1, this version reads \d: delete it"):
+        CheckpointStore(FolderStore(root=tmp_path), "c").load_latest()

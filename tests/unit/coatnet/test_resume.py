@@ -1,5 +1,6 @@
 """A stopped run that goes on ends where it would have ended."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,23 @@ import torch
 
 from coatnet.loop import TrainingStoppedError
 from coatnet.worker import LocalWorker
-from tests.tiny_training import MemorySource, StopAfter, run_tiny, spawn_ranks
+from tests.tiny_training import RUNTIME, MemorySource, StopAfter, run_tiny, spawn_ranks
+
+LOG_SELDOM = replace(RUNTIME, log_every_steps=4)
 
 
 def weights_and_metrics(worker: LocalWorker, folder: Path, **options: Any) -> dict[str, Any]:
-    result = run_tiny(worker, folder, **options)
+    curve: dict[int, dict[str, float]] = {}
+    result = run_tiny(
+        worker,
+        folder,
+        runtime=LOG_SELDOM,
+        log=lambda step, values: curve.setdefault(step, {}).update(values),
+        **options,
+    )
     weights = {name: tensor.numpy() for name, tensor in result.weights.items()}
-    return {"weights": weights, "metrics": dict(result.metrics)}
+    losses = {step: values["train/loss"] for step, values in curve.items() if "train/loss" in values}
+    return {"weights": weights, "metrics": dict(result.metrics), "losses": losses}
 
 
 def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
@@ -22,6 +33,9 @@ def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
     for name, value in left["weights"].items():
         assert (value == right["weights"][name]).all(), name
     assert left["metrics"] == right["metrics"]
+    # A point is a mean over the steps since the last one, of which a stop may have seen the first.
+    for step in left["losses"].keys() & right["losses"].keys():
+        assert left["losses"][step] == right["losses"][step], step
 
 
 @pytest.mark.parametrize("stop_after", [2, 3, 4, 6])
@@ -30,7 +44,7 @@ def test_a_stopped_run_resumes_bit_by_bit(tmp_path: Path, stop_after: int) -> No
     straight = weights_and_metrics(LocalWorker(device=cpu), tmp_path / "straight")
     worker = LocalWorker(device=cpu)
     with pytest.raises(TrainingStoppedError, match="run the same command"):
-        run_tiny(worker, tmp_path / "stopped", source=StopAfter(worker, stop_after))
+        run_tiny(worker, tmp_path / "stopped", runtime=LOG_SELDOM, source=StopAfter(worker, stop_after))
     assert_same(straight, weights_and_metrics(LocalWorker(device=cpu), tmp_path / "stopped"))
 
 
@@ -39,7 +53,7 @@ def _straight_then_stop(worker: LocalWorker, folder: Path) -> dict[str, Any]:
     # Only rank 0 hears of the stop, as when a signal reaches one process first.
     source = StopAfter(worker, 3) if worker.rank == 0 else MemorySource(worker.rank, worker.world_size)
     with pytest.raises(TrainingStoppedError):
-        run_tiny(worker, folder / "stopped", source=source)
+        run_tiny(worker, folder / "stopped", runtime=LOG_SELDOM, source=source)
     return straight
 
 
