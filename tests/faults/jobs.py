@@ -35,14 +35,17 @@ _PHASE = """
 """
 # Everything that is random or remembers is on: what a resume forgets would show.
 _CONFIG = f"""
+corpus: {{corpus}}
 recipe:
   model: coatnet_nano
   model_overrides: {{widths: [16, 32, 64], stem_width: 16, depths: [1, 1, 2]}}
   shard: {{shard_size_bytes: 200000}}
   pretrain:
+    classes: [{", ".join(PRETRAIN_CLASSES)}]
 {_PHASE}
     train: {{epochs: {NUM_EPOCHS}, warmup_epochs: 1.0, peak_learning_rate: 0.002, ema_decay: 0.9}}
   finetune:
+    classes: [{", ".join(FINETUNE_CLASSES)}]
 {_PHASE}
     train: {{epochs: 1, warmup_epochs: 0.5, peak_learning_rate: 0.001}}
   gate: {{min_top1: 0.0}}
@@ -78,12 +81,9 @@ class Job:
     @property
     def options(self) -> list[str]:
         config = self.folder / "config.yaml"
-        config.write_text(_CONFIG)
+        config.write_text(_CONFIG.replace("{corpus}", json.dumps(str(self.corpus))))
         return [
-            *("--config", str(config), "--corpus", str(self.corpus)),
-            # On the command line: with --corpus, those of a config file are not meant for it.
-            *("--recipe.pretrain.classes", json.dumps(PRETRAIN_CLASSES)),
-            *("--recipe.finetune.classes", json.dumps(FINETUNE_CLASSES)),
+            *("--config", str(config)),
             *("--runtime.root", self.root_uri),
             *("--runtime.experiment", self.name, "--runtime.model_name", self.name),
             *("--runtime.cache_dir", str(self.folder / "cache")),
@@ -160,6 +160,10 @@ class Job:
         first = STEPS_PER_EPOCH
         self.wait_for(driver, lambda: any(first < step < 2 * first for step in self.checkpoints()))
         return pid
+
+    def is_past(self, *, epoch: int, step: int) -> bool:
+        """Say whether rank 0 took a step of pretraining."""
+        return bool(self._pids_at(rank=0, epoch=epoch, step=step))
 
     def _pids_at(self, *, rank: int, epoch: int, step: int) -> list[int]:
         return [line["pid"] for line in self.audit() if _place(line) == (rank, epoch, step)]
