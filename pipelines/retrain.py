@@ -144,8 +144,8 @@ class _Arrived:
     def count(self, plans: Sequence[ShardPlan], results: Sequence[ShardResult]) -> None:
         self._num_images = sum(len(plan.records) for plan in plans)
         self._reasons = Counter(reject.reason for result in results for reject in result.rejects)
-        # Nothing was kept: what could be read is in the data set already, in either split.
-        self._reasons["duplicate"] += self._num_images - self._reasons.total()
+        # Nothing was kept: what could be read is in the data set already, in one split or the other.
+        self._reasons["known already"] += self._num_images - self._reasons.total()
 
     def describe(self) -> str:
         if not self._num_images:

@@ -94,6 +94,8 @@ def run_one(name: str, out: Path, threads: int, torch_index: str | None = None) 
         str(threads),
     ]
     code = _run_logged(command, log, threads)
+    if code < 0:
+        raise BenchmarkError(f"it was ended by signal {-code} (it may take {_TIMEOUT_S} s); see {log}")
     if code != 0:
         raise BenchmarkError(f"{_last_line(log)} (exit code {code}; see {log})")
     try:

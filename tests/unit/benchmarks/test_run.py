@@ -71,6 +71,17 @@ def test_a_benchmark_that_writes_nothing_has_failed(
     assert "bench_ok: it left no readable results" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("in_this_environment")
+def test_a_killed_benchmark_is_named_as_such(
+    benchmark_module: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its last line is one of progress, and said nothing of what went wrong."""
+    source = "import os\nprint('half way', flush=True)\nos.kill(os.getpid(), 9)\n"
+    (benchmark_module / "bench_ok.py").write_text(source)
+    assert run.main(["bench_ok", "--out", str(tmp_path / "out")]) == 1
+    assert "error: bench_ok: it was ended by signal 9" in capsys.readouterr().err
+
+
 def test_unknown_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["bench_modle"]) == 2
     assert "unknown benchmark 'bench_modle'; benchmarks: bench_model, " in capsys.readouterr().err
