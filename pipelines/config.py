@@ -44,6 +44,17 @@ class PhaseConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def check(self, seed: int) -> None:
+        """Raise InputError for values that do not go together."""
+        order = self.order(seed)
+        if self.augment.mixes and order.lane_size < 2:
+            raise InputError(
+                f"Mixup and CutMix need at least 2 samples a lane; global_batch_size "
+                f"{self.global_batch_size} / num_lanes {self.num_lanes} is {order.lane_size}"
+            )
+        if not 0 <= self.stochastic_depth_rate < 1:
+            raise InputError(f"stochastic_depth_rate is {self.stochastic_depth_rate}; it must be in [0, 1)")
+
     def order(self, seed: int) -> OrderConfig:
         """Return the order of this phase's samples under the recipe's seed."""
         return OrderConfig(
@@ -79,7 +90,17 @@ class Recipe:
     gate: GatePolicy = field(default_factory=lambda: GatePolicy(min_top1=0.5))
 
     def __post_init__(self) -> None:
-        self.model_config(num_classes=1)
+        stride = self.model_config(num_classes=1).total_stride
+        for name, phase in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+            try:
+                phase.check(self.seed)
+            except InputError as error:
+                raise InputError(f"recipe.{name}: {error}") from None
+            if phase.decode.image_size_px < stride:
+                raise InputError(
+                    f"recipe.{name}.decode.image_size_px is {phase.decode.image_size_px}: model "
+                    f"{self.model!r} divides the sides by {stride}, so it must be at least {stride}"
+                )
 
     def model_config(self, num_classes: int) -> ModelConfig:
         """Return the pretraining model's config; bias tables are sized by its resolution."""
@@ -131,9 +152,20 @@ class Runtime:
     """Node-local folder for a record of each batch that training saw, see `data.batch_audit`."""
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "shard_tasks_in_flight", "checkpoint_every_steps", "prefetch_batches"):
+        at_least_one = ("num_workers", "cpus_per_worker", "shard_tasks_in_flight", "decode_threads")
+        for name in (*at_least_one, "prefetch_batches", "cache_size_bytes", "checkpoint_every_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"runtime.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_failures < 0:
+            raise InputError(f"runtime.max_failures is {self.max_failures}; it must not be negative")
+        if not self.experiment.strip():
+            raise InputError(f"runtime.experiment is {self.experiment!r}; give it a name")
+        # It is part of a URL and of a path in the store.
+        if not re.fullmatch(r"[^./:\s][^/:]*", self.model_name):
+            raise InputError(
+                f"runtime.model_name is {self.model_name!r}; it must not be empty, start with a dot or a "
+                "space, or hold '/' or ':'"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +177,14 @@ class RunConfig:
     `cifar10` fetches the demo's photographs."""
     recipe: Recipe = field(default_factory=Recipe)
     runtime: Runtime = field(default_factory=Runtime)
+
+    def __post_init__(self) -> None:
+        for name, phase in (("pretrain", self.recipe.pretrain), ("finetune", self.recipe.finetune)):
+            if self.runtime.num_workers > phase.num_lanes:
+                raise InputError(
+                    f"runtime.num_workers is {self.runtime.num_workers}; at most recipe.{name}.num_lanes = "
+                    f"{phase.num_lanes} can share the work: more lanes are another order of the samples"
+                )
 
 
 def parse_run_config(argv: Sequence[str], description: str) -> RunConfig:

@@ -83,7 +83,9 @@ def connect_to_ray() -> None:
     runtime_env: dict[str, Any] = {"env_vars": _MALLOC | address}
     is_submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if not is_submitted:
-        # .gitignore and .rayignore keep data, caches and .venv out of what is sent.
+        # .gitignore and .rayignore keep data, caches, .venv and .git out of what is sent; Ray's own list
+        # of such folders comes with a warning.
+        os.environ.setdefault("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", "")
         runtime_env["working_dir"] = str(REPOSITORY)
     ray.init(
         logging_level=logging.WARNING,

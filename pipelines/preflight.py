@@ -2,8 +2,10 @@
 
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
+from data.corpus import CorpusListing
 from data.errors import InputError
 from data.store import Store
 from infra.store import check_store, open_store
@@ -26,6 +28,33 @@ def check_services(runtime: Runtime, corpus: Store) -> str:
     check_tracking(tracking_uri)
     _check_disk(Path(runtime.cache_dir))
     return tracking_uri
+
+
+def check_images(name: str, listing: CorpusListing, global_batch_size: int) -> None:
+    """Check that the images listed for a phase are enough to train and to evaluate on."""
+    if len(listing.classes) < 2:
+        raise InputError(
+            f"{name} has {len(listing.classes)} class ({', '.join(listing.classes)}); "
+            "a classifier needs at least two"
+        )
+    counts = Counter((record.split, label) for record in listing.records for label in record.labels)
+    for label in listing.classes:
+        if not counts["train", label]:
+            raise InputError(
+                f"class {label!r} of {name} has no image for training ({counts['eval', label]} for "
+                "evaluation): add images or leave the class out"
+            )
+    num_train = sum(record.split == "train" for record in listing.records)
+    if num_train == len(listing.records):
+        raise InputError(
+            f"{name} has no image for evaluation: add a test/, val/ or eval/ folder, or more images, or "
+            "raise recipe.shard.eval_fraction"
+        )
+    if num_train < global_batch_size:
+        raise InputError(
+            f"{name} has {num_train} images for training, recipe.{name}.global_batch_size is "
+            f"{global_batch_size}: lower it or add images"
+        )
 
 
 def _check_disk(folder: Path) -> None:

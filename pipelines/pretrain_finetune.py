@@ -19,7 +19,7 @@ from infra.store import open_store
 from pipelines.cifar10 import default_cache_dir, fetch_cifar10
 from pipelines.config import PhaseConfig, RunConfig, parse_run_config
 from pipelines.job import announce, run_main
-from pipelines.preflight import check_services
+from pipelines.preflight import check_images, check_services
 from pipelines.review import VERDICT_TAG, check_champion_fits
 from pipelines.session import Session
 from pipelines.stage import StageRecord
@@ -42,6 +42,8 @@ def run(config: RunConfig) -> list[str]:
     session = Session(recipe, runtime, tracking_uri, actor="pipelines/pretrain_finetune.py")
     phases = {"pretrain": recipe.pretrain, "finetune": recipe.finetune}
     listings = {name: list_for_build(corpus, recipe.sharding(phase)) for name, phase in phases.items()}
+    for name, phase in phases.items():
+        check_images(name, listings[name], phase.global_batch_size)
     check_champion_fits(session.registry.champion(runtime.model_name), listings["finetune"].classes)
     warn_about_new_augmentation(recipe.pretrain, recipe.finetune)
     session.connect()

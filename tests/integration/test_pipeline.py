@@ -64,7 +64,7 @@ def test_every_stage_left_a_record_and_the_promotion_its_entry(smoke_job: Finish
     assert pretrained["output"]["classes"] == ANIMALS
     assert finetuned["output"]["classes"] == VEHICLES
     # The head is new; bias tables of another size are resized, which keeps what they learnt.
-    assert finetuned["output"]["renewed_parameters"] == ["head.weight", "head.bias"]
+    assert finetuned["output"]["renewed_parameters"] == ["head.classifier.bias", "head.classifier.weight"]
     for found in records.values():
         for record in found:
             assert record["provenance"]["code_version"] == code_version()

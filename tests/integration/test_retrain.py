@@ -23,7 +23,7 @@ from pipelines.review import DATASET_TAG, SNAPSHOT_TAG
 from tests.conftest import REPOSITORY, Stack
 from tests.integration.conftest import SMOKE_CONFIG, FinishedJob, JobTarget
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 _TIMEOUT_S = 600
 VEHICLES = ("airplane", "automobile", "ship", "truck")
 
@@ -153,7 +153,6 @@ def test_new_images_lead_to_a_verdict_once(shop: Shop) -> None:
     verdict = challenger.tags[VERDICT_TAG]
     first_line = challenger.description.splitlines()[0].strip("*")
     assert first_line.startswith(verdict)
-    assert first_line.endswith("new to the champion: bird") or "; " in first_line
     assert f"promote: version 2: {first_line}" in output
     assert "| known classes |" in challenger.description, "the champion was compared, though it knows no bird"
     assert challenger.tags["data.snapshot"] == head.id
