@@ -34,8 +34,7 @@ def check_images(name: str, listing: CorpusListing, global_batch_size: int) -> N
     """Check that the images listed for a phase are enough to train and to evaluate on."""
     if len(listing.classes) < 2:
         raise InputError(
-            f"{name} has {len(listing.classes)} class ({', '.join(listing.classes)}); "
-            "a classifier needs at least two"
+            f"{name} has the classes {list(listing.classes)}; a classifier needs at least two classes"
         )
     counts = Counter((record.split, label) for record in listing.records for label in record.labels)
     for label in listing.classes:
