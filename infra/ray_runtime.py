@@ -42,6 +42,19 @@ class WorkersFailedError(RuntimeError):
     """The workers failed, and failed again as often as was allowed. Running the same again resumes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Stopped:
+    """What a worker returns that stopped when it was asked to."""
+
+    message: str
+
+
+_LOST = Failure(
+    rank=None, type_name="Stopped", message="the workers lost sight of the driver", is_final=False
+)
+"""Why workers stop that nobody asked to."""
+
+
 @dataclass(kw_only=True)
 class _Attempt:
     """One Ray Train run, watched from the driver."""
@@ -89,32 +102,16 @@ def run_workers(
     num_failures = 0
     with stop_signals() as stop, tempfile.TemporaryDirectory(prefix="ray-train-") as scratch:
         while True:
-            run_config = RunConfig(
-                # Ray Train silently resumes an old run of the same name.
-                name=f"{name}-{uuid.uuid4().hex[:8]}",
-                storage_path=storage_path or scratch,
-                storage_filesystem=storage_filesystem,
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-                logging_config=LoggingConfig(log_level="WARNING"),
-                # DDP's reducer warns of a flag that we set on purpose, past Python's filters.
-                worker_runtime_env={"env_vars": {"TORCH_CPP_LOG_LEVEL": "ERROR"}},
-            )
+            run_config = _run_config(name, storage_path or scratch, storage_filesystem)
             attempt = _start_attempt(fn, payload, scaling, run_config, cpus_per_worker)
             _watch(attempt, show, stop)
-            if "error" not in attempt.outcome:
-                if stop:  # It came with the last step: the caller must not go on to other work.
-                    raise TrainingStoppedError(f"{name} stopped at its end; run the same command to go on")
-                return attempt.outcome["result"]
             failure = _explain(attempt)
-            if stop and not failure.is_final:
-                raise TrainingStoppedError(
-                    f"{name} stopped without a new checkpoint ({failure.summary()}); run the same command "
-                    f"to go on from the last one"
-                )
+            if stop:
+                raise _end_of_stop(name, attempt, failure)
+            if failure is None:
+                return attempt.outcome["result"]
             num_failures += 1
-            # Workers also stop by themselves, when they lose sight of a driver that lives on.
-            is_final = failure.is_final and failure.type_name != TrainingStoppedError.__name__
-            if stop or is_final or num_failures > max_failures:
+            if failure.is_final or num_failures > max_failures:
                 raise failure.to_exception(WorkersFailedError)
             logger.warning(
                 "%s: %s; starting again from the last checkpoint (%d of %d)",
@@ -124,6 +121,19 @@ def run_workers(
                 max_failures,
             )
             time.sleep(_RETRY_WAIT_S)
+
+
+def _run_config(name: str, storage_path: str, storage_filesystem: Any) -> RunConfig:
+    return RunConfig(
+        # Ray Train silently resumes an old run of the same name.
+        name=f"{name}-{uuid.uuid4().hex[:8]}",
+        storage_path=storage_path,
+        storage_filesystem=storage_filesystem,
+        failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+        logging_config=LoggingConfig(log_level="WARNING"),
+        # DDP's reducer warns of a flag that we set on purpose, past Python's filters.
+        worker_runtime_env={"env_vars": {"TORCH_CPP_LOG_LEVEL": "ERROR"}},
+    )
 
 
 def _start_attempt(
@@ -163,6 +173,9 @@ def _worker_main(config: dict[str, Any]) -> Any:
     with worker:
         try:
             result = config["fn"](worker, config["payload"])
+        except TrainingStoppedError as stopped:
+            # Returned, as every rank stops: what is raised, Ray Train prints as an error.
+            return _Stopped(message=str(stopped))
         except BaseException as error:
             worker.fail(describe_failure(error, worker.rank))
             raise
@@ -199,8 +212,10 @@ def _ask(method: Any) -> list[Any]:
         return []
 
 
-def _explain(attempt: _Attempt) -> Failure:
+def _explain(attempt: _Attempt) -> Failure | None:
     """Find what went wrong first: a final error wins over the crashes it causes in other ranks."""
+    if "result" in attempt.outcome:
+        return _LOST if isinstance(attempt.outcome["result"], _Stopped) else None
     failures: list[Failure] = _ask(attempt.channel.failures)
     error = attempt.outcome["error"]
     if isinstance(error, TrainingFailedError):
@@ -214,3 +229,18 @@ def _explain(attempt: _Attempt) -> Failure:
     if isinstance(error, TrainingFailedError | RayError):
         return Failure.of_death(error, None)
     return describe_failure(error, None)
+
+
+def _end_of_stop(name: str, attempt: _Attempt, failure: Failure | None) -> BaseException:
+    """Return what to raise when the workers have ended after a stop was asked for."""
+    result = attempt.outcome.get("result")
+    if isinstance(result, _Stopped):
+        return TrainingStoppedError(result.message)
+    if failure is None:  # The stop came with the last step: the caller must not go on to other work.
+        return TrainingStoppedError(f"{name} stopped at its end; run the same command to go on")
+    if failure.is_final:
+        return failure.to_exception(WorkersFailedError)
+    return TrainingStoppedError(
+        f"{name} stopped without a new checkpoint ({failure.summary()}); run the same command to go on "
+        f"from the last one"
+    )

@@ -45,6 +45,10 @@ def stop_signals() -> Generator[StopRequest]:
             signal.signal(number, handler)
 
 
-def treat_sigterm_as_ctrl_c() -> None:
-    """Make SIGTERM a KeyboardInterrupt; for entry points, after `ray.init`, which takes it over."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def interrupt_on_stop_signals() -> None:
+    """Make SIGINT and SIGTERM a KeyboardInterrupt; for entry points, again after `ray.init`.
+
+    Ray takes SIGTERM over, and a shell that starts a job in the background has it ignore SIGINT.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)

@@ -29,9 +29,6 @@ _MAX_KEY_CHARS = 250
 _MAX_DIGEST_CHARS = 36
 _NOT_IN_KEYS = re.compile(r"[^\w\-. :/]", re.ASCII)
 
-# MLflow's pages then open as model training, not as the development of agents, which is its default.
-_EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
-
 _logger = logging.getLogger(__name__)
 
 
@@ -215,7 +212,7 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, tags=_EXPERIMENT_KIND)
+            return client.create_experiment(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

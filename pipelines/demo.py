@@ -97,7 +97,7 @@ def report(environment: dict[str, str], command: list[str], model_name: str, sec
         [
             "",
             f"The job took {seconds:.0f} s. It was: {shlex.join(command)}",
-            f"Review the promotion   {url}/#/models/{model_name}",
+            f"Review the promotion   {url}/#/models/{model_name}?workflowType=machine_learning",
             f"Log in                 {environment['MLFLOW_TRACKING_USERNAME']} / "
             f"{environment['MLFLOW_TRACKING_PASSWORD']}",
             f"Ray dashboard          {environment['RAY_API_SERVER_ADDRESS']}",

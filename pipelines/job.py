@@ -19,7 +19,7 @@ from coatnet.step import NonFiniteLossError
 from data.errors import InputError
 from data.store import StoreError
 from infra.ray_runtime import WorkersFailedError
-from infra.stop_signals import treat_sigterm_as_ctrl_c
+from infra.stop_signals import interrupt_on_stop_signals
 from infra.tracking import RunRef, Tracker, find_or_create_run
 from pipelines.fingerprint import plain
 from pipelines.stage import Workspace
@@ -46,6 +46,7 @@ def announce(line: str) -> None:
 
 def run_main(main: Callable[[list[str]], int]) -> None:
     """Run an entry point: bad input is one line and exit code 2, a fault 1, a stop 130."""
+    interrupt_on_stop_signals()
     try:
         code = main(sys.argv[1:])
     except InputError as error:
@@ -95,7 +96,7 @@ def connect_to_ray() -> None:
         runtime_env=runtime_env,
         include_dashboard=None if is_submitted or "RAY_ADDRESS" in os.environ else False,
     )
-    treat_sigterm_as_ctrl_c()
+    interrupt_on_stop_signals()
 
 
 def check_resources(num_workers: int, cpus_per_worker: float, use_gpu: bool) -> None:
@@ -169,7 +170,7 @@ class TrackedJob:
             tracker.log_params(
                 {"fingerprint": workspace.stage.fingerprint, **plain(workspace.stage.identity)}
             )
-            self._log_datasets(tracker, workspace)
+            self._log_datasets(workspace, tracker)
             output = workspace.stage.run(workspace)
             tracker.log_json("record.json", plain(output))
         return output
@@ -178,15 +179,19 @@ class TrackedJob:
         """Return the context that the job's work is done in; it ends the job's run."""
         return _ending(Tracker(self.parent))
 
-    def _log_datasets(self, tracker: Tracker, workspace: Workspace) -> None:
+    def _log_datasets(self, workspace: Workspace, stage_tracker: Tracker) -> None:
+        """Log the stage's snapshots as inputs of its run and, where a reader looks first, of the job's."""
+        job_tracker = Tracker(self.parent)
         for record in workspace.inputs:
             if "snapshot_id" in record.output and "dataset_path" in record.output:
-                tracker.log_dataset(
-                    snapshot_id=record.output["snapshot_id"],
-                    name=record.output["dataset_path"],
-                    uri=record.output["dataset_path"],
-                    context="evaluation" if workspace.stage.name == "evaluate" else "training",
-                )
+                for tracker in (stage_tracker, job_tracker):
+                    tracker.log_dataset(
+                        snapshot_id=record.output["snapshot_id"],
+                        name=record.output["dataset_path"],
+                        uri=record.output["dataset_path"],
+                        context="evaluation" if workspace.stage.name == "evaluate" else "training",
+                    )
+        job_tracker.close()
 
 
 @contextmanager

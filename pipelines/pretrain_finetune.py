@@ -116,7 +116,8 @@ def version_page(tracking_uri: str, version: VersionInfo) -> str:
     """Return the address of a version's page, without what a tracking URI may hold for logging in."""
     parts = urlsplit(tracking_uri)
     host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}/#/models/{quote(version.name)}/versions/{version.version}"
+    page = f"{parts.scheme}://{host}{parts.path}/#/models/{quote(version.name)}/versions/{version.version}"
+    return f"{page}?workflowType=machine_learning"  # else MLflow opens its pages for agents
 
 
 if __name__ == "__main__":

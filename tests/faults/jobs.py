@@ -148,17 +148,17 @@ class Job:
         paths = sorted((self.folder / "audit").glob("pretrain-rank*.jsonl"))
         return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
-    def freeze_in_mid_epoch(self, driver: subprocess.Popen[bytes]) -> int:
+    def freeze_in_mid_epoch(self, wait_for: Callable[[Callable[[], bool]], None]) -> int:
         """Wait for the second epoch and halt there, a checkpoint of its middle stored; return a pid.
 
         It is that of rank 1, which is stopped, so that rank 0 waits for it in a collective: what
         happens next happens there, however slow this machine is.
         """
-        self.wait_for(driver, lambda: bool(self._pids_at(rank=1, epoch=1, step=6)))
+        wait_for(lambda: bool(self._pids_at(rank=1, epoch=1, step=6)))
         (pid,) = self._pids_at(rank=1, epoch=1, step=6)
         os.kill(pid, signal.SIGSTOP)
         first = STEPS_PER_EPOCH
-        self.wait_for(driver, lambda: any(first < step < 2 * first for step in self.checkpoints()))
+        wait_for(lambda: any(first < step < 2 * first for step in self.checkpoints()))
         return pid
 
     def is_past(self, *, epoch: int, step: int) -> bool:

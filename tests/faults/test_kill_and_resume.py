@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_a_killed_driver_goes_on_from_its_last_checkpoint(
     job = make_job("driver-killed")
     driver = job.start()
     try:
-        job.freeze_in_mid_epoch(driver)
+        job.freeze_in_mid_epoch(partial(job.wait_for, driver))
     finally:
         end(driver)
     job.wait_until_alone()
@@ -52,7 +53,7 @@ def test_a_killed_worker_costs_a_restart(make_job: Callable[..., Job], undisturb
     job = make_job("worker-killed")
     driver = job.start()
     try:
-        os.kill(job.freeze_in_mid_epoch(driver), signal.SIGKILL)
+        os.kill(job.freeze_in_mid_epoch(partial(job.wait_for, driver)), signal.SIGKILL)
         log = job.finish(driver)
     finally:
         end(driver)

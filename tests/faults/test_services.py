@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 
 import psutil
 import pytest
@@ -20,7 +21,7 @@ _HANG_S = 25.0
 
 def signal_service(stack: Stack, service: str, number: signal.Signals) -> None:
     """Send a signal to every process of a service."""
-    pid = json.loads(stack.run("status", "--json").stdout)["services"][service]["pid"]
+    pid = json.loads(stack.run("status", "--json", check=False).stdout)["services"][service]["pid"]
     first = psutil.Process(pid)
     for process in [*first.children(recursive=True), first]:
         process.send_signal(number)
@@ -58,7 +59,7 @@ def test_metrics_outlive_a_crash_of_mlflow(
     job = make_job("mlflow-away")
     driver = job.start()
     try:
-        frozen = job.freeze_in_mid_epoch(driver)
+        frozen = job.freeze_in_mid_epoch(partial(job.wait_for, driver))
         signal_service(stack, "mlflow", signal.SIGKILL)
         os.kill(frozen, signal.SIGCONT)
         job.wait_for(driver, lambda: job.is_past(epoch=2, step=0))

@@ -1,5 +1,6 @@
 """A stop on request: a checkpoint at that very step, exit code 130, and the same command goes on."""
 
+import json
 import os
 import re
 import signal
@@ -7,10 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from infra.stack_site import get_body
 from pipelines.demo import job_command
 from tests.conftest import REPOSITORY
 from tests.faults.jobs import MAIN_JOB, STEPS_PER_EPOCH, Job, assert_same_result, end, first_steps
@@ -43,7 +48,7 @@ def test_ctrl_c_stops_at_a_checkpoint_and_loses_nothing(
     job = make_job("ctrl-c")
     driver = job.start()
     try:
-        frozen = job.freeze_in_mid_epoch(driver)
+        frozen = job.freeze_in_mid_epoch(partial(job.wait_for, driver))
         os.kill(driver.pid, signal.SIGINT)
         job.wait_for(driver, lambda: "SIGINT: stopping after this step" in job.log)
         time.sleep(2)  # for the workers to hear of it
@@ -90,40 +95,50 @@ class Submitted:
         return done.stdout
 
     def stop(self) -> None:
-        """`ray job stop`; returns when the job has ended."""
+        """`ray job stop`; it waits until the job has ended."""
         self._ray("job", "stop", self.id)
 
     def status(self) -> str:
-        listed = self._ray("job", "status", self.id)
-        return next(
-            word for word in ("PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED") if word in listed
-        )
+        return self._ask(f"/api/jobs/{self.id}")["status"]
 
     def log(self) -> str:
-        return self._ray("job", "logs", self.id)
+        return self._ask(f"/api/jobs/{self.id}/logs")["logs"]
+
+    def _ask(self, path: str) -> Any:
+        # Not through the command line, which starts for seconds.
+        environment = self.job.environment
+        token = Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
+        url = environment["RAY_API_SERVER_ADDRESS"] + path
+        answer = get_body(url, {"Authorization": f"Bearer {token}"})
+        assert answer is not None, f"{url} does not answer"
+        return json.loads(answer)
 
     def wait_for(self, happened: Callable[[], bool], timeout_s: float = 400) -> None:
         deadline = time.monotonic() + timeout_s
         while not happened():
             assert time.monotonic() < deadline, self.log()
-            time.sleep(0.05)
+            time.sleep(0.1)
 
 
 def test_ray_job_stop_leaves_a_job_that_goes_on(make_job: Callable[..., Job], undisturbed: Job) -> None:
     """Ray killed the driver 3 s after asking it to stop: before its workers had stored a checkpoint."""
     job = make_job("job-stop", program=MAIN_JOB)
     first = Submitted(job)
-    first.wait_for(lambda: job.is_past(epoch=0, step=STEPS_PER_EPOCH // 2))
-    first.stop()
+    frozen = job.freeze_in_mid_epoch(first.wait_for)
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(first.stop)
+        first.wait_for(lambda: "SIGINT: stopping after this step" in first.log())
+        time.sleep(5)  # longer than Ray's own patience
+        os.kill(frozen, signal.SIGCONT)
+        stopping.result()
     assert first.status() == "STOPPED"
-    log = first.log()
-    newest = job.checkpoints()[-1]
-    assert "stopped: pretrain stopped after" in log
+    newest = stopped_at(first.log())
+    assert job.checkpoints()[-1] == newest
     assert statuses(job)["job"] == statuses(job)["pretrain"] == "KILLED"
     job.wait_until_alone()
     job.logs.append(job.folder / "submitted")
     second = Submitted(job)
-    second.wait_for(lambda: second.status() in ("SUCCEEDED", "FAILED"))
+    second.wait_for(lambda: second.status() in ("SUCCEEDED", "FAILED"), timeout_s=600)
     assert second.status() == "SUCCEEDED", second.log()
     assert first_steps(job) == {0: [0, newest], 1: [0, newest]}
     assert_same_result(job, undisturbed)

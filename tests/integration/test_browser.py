@@ -16,6 +16,8 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium: apt-get install chromium"),
 ]
 SCREENSHOTS = REPOSITORY / "build" / "screenshots"
+# Without it MLflow shows its pages for the development of agents.
+_AS_TRAINING = "?workflowType=machine_learning"
 _WAIT_MS = 30_000  # a cold MLflow on two busy cores
 # Chromium's own calls home, and the sandbox that root may not have.
 _ARGUMENTS = [
@@ -52,7 +54,7 @@ def test_a_reviewer_finds_the_promoted_version_its_verdict_and_its_report(
     client = mlflow.MlflowClient(smoke_job.environment["MLFLOW_TRACKING_URI"])
     champion = client.get_model_version_by_alias(name, "champion")
 
-    page.goto(f"/#/models/{name}")
+    page.goto(f"/#/models/{name}{_AS_TRAINING}")
     expect(page.get_by_text("champion").first).to_be_visible()
     page.get_by_role("link", name=f"Version {champion.version}").click()
     for text in ("PROMOTED top-1", "top-1 floor", "gate.verdict", "data.snapshot", "champion"):
@@ -61,11 +63,11 @@ def test_a_reviewer_finds_the_promoted_version_its_verdict_and_its_report(
     _shoot(page, "version.png")
 
     run = client.get_run(str(champion.run_id)).info
-    page.goto(f"/#/experiments/{run.experiment_id}/runs/{run.run_id}")
+    page.goto(f"/#/experiments/{run.experiment_id}/runs/{run.run_id}{_AS_TRAINING}")
     expect(page.get_by_text("eval/top1").first).to_be_visible()
     _shoot(page, "run.png")
 
-    page.goto(f"/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts")
+    page.goto(f"/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts{_AS_TRAINING}")
     page.get_by_text("report.html").first.click()
     report = page.frame_locator("iframe").first
     expect(report.get_by_text("top-1").first).to_be_visible()

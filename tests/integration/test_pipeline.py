@@ -11,7 +11,7 @@ from typing import Any
 
 import mlflow
 import pytest
-from mlflow.entities import Run
+from mlflow.entities import DatasetInput, Run
 from PIL import Image
 
 from data.shard_index import read_index
@@ -147,9 +147,10 @@ def test_mlflow_has_a_run_of_the_job_and_one_of_each_stage(
     assert parent.data.params["recipe.model"] == "coatnet_nano"
     assert parent.data.params["recipe.finetune.decode.image_size_px"] == "48"
     assert 0.3 <= parent.data.metrics["eval/top1"] <= 1
+    assert len(given_datasets(parent)) == 2, "the snapshots of animals and of vehicles"
     for stage, snapshot_context in (("pretrain", "training"), ("evaluate", "evaluation")):
         (run,) = nested[stage]
-        (given,) = run.inputs.dataset_inputs
+        (given,) = given_datasets(run)
         assert re.fullmatch(r"1-[0-9a-f]{12}", given.dataset.digest)
         assert [tag.value for tag in given.tags] == [snapshot_context]
     for stage in ("pretrain", "finetune"):
@@ -272,8 +273,12 @@ def nested_runs(runs: list[Run], parent: Run) -> dict[str, list[Run]]:
     nested: dict[str, list[Run]] = {}
     for run in runs:
         if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id:
-            nested.setdefault(run.info.run_name.split()[0], []).append(run)
+            nested.setdefault(str(run.info.run_name), []).append(run)
     return nested
+
+
+def given_datasets(run: Run) -> list[DatasetInput]:
+    return run.inputs.dataset_inputs if run.inputs else []
 
 
 def list_artifacts(client: mlflow.MlflowClient, run_id: str, folder: str | None = None) -> Iterator[str]:

@@ -3,8 +3,10 @@
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,96 @@ def test_a_signal_to_the_driver_stops_at_a_checkpoint(tmp_path: Path) -> None:
         run_workers(_train_long, tmp_path, name="test", num_workers=2, show=show)
     assert signal.getsignal(signal.SIGTERM) is handler
     assert list((tmp_path / "checkpoints").iterdir())
+
+
+class _WaitsForStop(MemorySource):
+    """Hands out the last batch of all only when the driver's stop has come."""
+
+    def __init__(self, worker: Worker, flag: Path) -> None:
+        super().__init__(worker.rank, worker.world_size)
+        self._worker, self._flag = worker, flag
+
+    def batches(self, epoch: int, start_step: int = 0) -> Any:
+        for batch in super().batches(epoch, start_step):
+            if (epoch, batch.step) == (2, self.steps_per_epoch - 1):
+                self._flag.touch()
+                while not self._worker.should_stop():
+                    time.sleep(0.05)
+            yield batch
+
+
+def _train_until_stop(worker: Worker, folder: Path) -> dict[str, Any]:
+    return _train(worker, folder, source=_WaitsForStop(worker, folder / "flag"))
+
+
+@contextmanager
+def signal_when(flag: Path, number: signal.Signals) -> Generator[None]:
+    """Send this process a signal once the workers have made the file."""
+
+    def send() -> None:
+        while not flag.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    yield
+    thread.join()
+
+
+def test_a_stop_at_the_very_end_is_not_forgotten(tmp_path: Path) -> None:
+    """Ctrl-C during a stage's last step was swallowed, and the job went on to its next stage."""
+    stopped = pytest.raises(TrainingStoppedError, match="stopped at its end; run the same command")
+    with stopped, signal_when(tmp_path / "flag", signal.SIGINT):
+        run(_train_until_stop, tmp_path)
+    assert sorted(path.name[:14] for path in (tmp_path / "checkpoints").iterdir())[-1] == "step-000000012"
+
+
+class _LosesItsDriver(MemorySource):
+    """Ends the channel to the driver in the second epoch, the first time round."""
+
+    def __init__(self, worker: Any, folder: Path) -> None:
+        super().__init__(worker.rank, worker.world_size)
+        self._worker, self._flag = worker, folder / "lost"
+
+    def batches(self, epoch: int, start_step: int = 0) -> Any:
+        for batch in super().batches(epoch, start_step):
+            if (epoch, batch.step) == (1, 1) and self._rank == 1 and not self._flag.exists():
+                self._flag.touch()
+                ray.kill(self._worker._channel)
+                while not self._worker.should_stop():
+                    time.sleep(0.05)
+            yield batch
+
+
+def _train_and_lose_the_driver(worker: Worker, folder: Path) -> dict[str, Any]:
+    return _train(worker, folder, source=_LosesItsDriver(worker, folder))
+
+
+@pytest.mark.slow
+def test_a_lost_channel_costs_a_restart_only(tmp_path: Path) -> None:
+    """Its loss ended the job with Ray's own error; workers that stop for it must not end it either."""
+    straight = spawn_ranks(_train, tmp_path / "straight", 2)[0]
+    done, shown = run(_train_and_lose_the_driver, tmp_path)
+    assert (tmp_path / "lost").exists()
+    assert any(progress.note.startswith("resumed at step") for progress in shown)
+    for name, value in straight["weights"].items():
+        assert (value == done["weights"][name]).all(), name
+
+
+def _die_when_asked_to_stop(worker: Worker, folder: Path) -> None:
+    (folder / "flag").touch()
+    while not worker.should_stop():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_of_a_stop_does_not_undo_it(tmp_path: Path) -> None:
+    """The job ended with the worker's crash and a traceback, though it was asked to stop, and had."""
+    stopped = pytest.raises(TrainingStoppedError, match=r"stopped without a new checkpoint \(worker")
+    with stopped, signal_when(tmp_path / "flag", signal.SIGTERM):
+        run(_die_when_asked_to_stop, tmp_path)
 
 
 def _square(item: int) -> int:
