@@ -33,7 +33,7 @@ test-all: check ## Everything: also the full demo, long faults
 check: .venv/installed-dev ## ruff, pyright strict, import-linter
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 style: .venv/installed-dev ## Format and fix what can be fixed

@@ -1,15 +1,20 @@
-"""The main job, run once for all tests of what it leaves behind."""
+"""The main job, run once for all tests of what it leaves behind; a registry and a ledger to promote in."""
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from infra.ledger import Intent, Ledger
+from infra.registry import Registry, VersionInfo
+from infra.store import open_store
+from infra.tracking import find_or_create_run
 from pipelines.cifar10 import default_cache_dir, fetch_cifar10
 from pipelines.demo import job_command
 from tests.conftest import REPOSITORY, Stack
@@ -114,3 +119,62 @@ def smoke_job(stack: Stack, cifar10: Path, smoke_target: JobTarget) -> FinishedJ
     job = submit_job(stack, smoke_target)
     assert job.exit_code == 0, job.output
     return job
+
+
+@pytest.fixture
+def mlflow_uri(tracking_stack: Stack) -> str:
+    return tracking_stack.environment["MLFLOW_TRACKING_URI"]
+
+
+@pytest.fixture
+def registry(mlflow_uri: str) -> Registry:
+    return Registry(tracking_uri=mlflow_uri)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(store=open_store(str(tmp_path / "store")))
+
+
+@pytest.fixture
+def register(registry: Registry, tmp_path: Path) -> Callable[..., VersionInfo]:
+    """Return a function that registers a small folder as a version of one model."""
+    name = f"m-{uuid.uuid4().hex[:8]}"
+
+    def register_one(fingerprint: str, model_dir: Path | None = None) -> VersionInfo:
+        if model_dir is None:
+            model_dir = tmp_path / f"model-{fingerprint}"
+            model_dir.mkdir(exist_ok=True)
+            (model_dir / "weights.txt").write_text(fingerprint)
+        run = find_or_create_run(
+            tracking_uri=registry.tracking_uri,
+            experiment="test-registry",
+            identity={"coatnet.job": f"{name}-{fingerprint}"},
+            name="finetune",
+        )
+        return registry.register_version(
+            run_id=run.run_id,
+            model_dir=model_dir,
+            name=name,
+            fingerprint=fingerprint,
+            tags={"data.snapshot": "1-abc"},
+            description="waiting for the gate",
+        )
+
+    return register_one
+
+
+def promotion(version: VersionInfo, from_version: str | None) -> Intent:
+    return Intent(
+        model=version.name,
+        version=version.version,
+        from_version=from_version,
+        verdict="PROMOTED",
+        first_line="PROMOTED +1.0 pp",
+        description="**PROMOTED +1.0 pp**",
+        delta="+1.0 pp",
+        snapshot_ids=("1-abc",),
+        code_version="0123abc",
+        actor="job-1",
+        gates={},
+    )

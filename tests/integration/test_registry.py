@@ -1,12 +1,10 @@
 """Versions, aliases, the ledger and serving, against a real MLflow server whose artifacts lie in S3."""
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,61 +23,16 @@ from data.decode import DecodeConfig, decode_eval
 from data.errors import InputError
 from data.normalize import normalize
 from infra.ledger import Intent, Ledger
-from infra.registry import CHALLENGER, PromotionConflictError, Registry, VersionInfo
-from infra.store import open_store
-from infra.tracking import find_or_create_run
+from infra.registry import CHALLENGER, Registry, VersionInfo
 from pipelines.evaluation import EvalReport, build_report
 from pipelines.promotion import Decision, GatePolicy, decide_promotion
-from tests.conftest import Stack
+from tests.integration.conftest import promotion
 
 pytestmark = [
     pytest.mark.integration,
     # MLflow's own module warns about its own type hints when it is imported.
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
 ]
-
-
-@pytest.fixture
-def mlflow_uri(tracking_stack: Stack) -> str:
-    return tracking_stack.environment["MLFLOW_TRACKING_URI"]
-
-
-@pytest.fixture
-def registry(mlflow_uri: str) -> Registry:
-    return Registry(tracking_uri=mlflow_uri)
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(store=open_store(str(tmp_path / "store")))
-
-
-@pytest.fixture
-def register(registry: Registry, tmp_path: Path) -> Callable[..., VersionInfo]:
-    """Return a function that registers a small folder as a version of one model."""
-    name = f"m-{uuid.uuid4().hex[:8]}"
-
-    def register_one(fingerprint: str, model_dir: Path | None = None) -> VersionInfo:
-        if model_dir is None:
-            model_dir = tmp_path / f"model-{fingerprint}"
-            model_dir.mkdir(exist_ok=True)
-            (model_dir / "weights.txt").write_text(fingerprint)
-        run = find_or_create_run(
-            tracking_uri=registry.tracking_uri,
-            experiment="test-registry",
-            identity={"coatnet.job": f"{name}-{fingerprint}"},
-            name="finetune",
-        )
-        return registry.register_version(
-            run_id=run.run_id,
-            model_dir=model_dir,
-            name=name,
-            fingerprint=fingerprint,
-            tags={"data.snapshot": "1-abc"},
-            description="waiting for the gate",
-        )
-
-    return register_one
 
 
 def intent_of(decision: Decision, version: VersionInfo, champion: VersionInfo | None) -> Intent:
@@ -95,22 +48,6 @@ def intent_of(decision: Decision, version: VersionInfo, champion: VersionInfo | 
         code_version="0123abc",
         actor="job-1",
         gates=decision.to_dict(),
-    )
-
-
-def promotion(version: VersionInfo, from_version: str | None) -> Intent:
-    return Intent(
-        model=version.name,
-        version=version.version,
-        from_version=from_version,
-        verdict="PROMOTED",
-        first_line="PROMOTED +1.0 pp",
-        description="**PROMOTED +1.0 pp**",
-        delta="+1.0 pp",
-        snapshot_ids=("1-abc",),
-        code_version="0123abc",
-        actor="job-1",
-        gates={},
     )
 
 
@@ -190,124 +127,6 @@ def test_only_the_better_challenger_is_promoted(
     assert current.intent.version == "5"
 
 
-def test_promotion_resumes_after_a_crash_between_intent_and_alias(
-    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
-) -> None:
-    intent = promotion(register("a"), None)
-    pending = ledger.record(intent)
-    assert pending.result is None
-    for _ in range(2):
-        assert registry.promote(intent, ledger).number == pending.number
-    assert len(ledger.history(intent.model)) == 1
-    champion = registry.champion(intent.model)
-    assert champion is not None
-    assert champion.version == intent.version
-
-
-def test_a_crash_after_the_alias_moved_keeps_the_verdict(
-    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
-) -> None:
-    """Deciding again would compare the new champion with itself, or with nothing."""
-    one, two = register("a"), register("b")
-    registry.promote(promotion(one, None), ledger)
-    ledger.record(promotion(two, "1"))
-    MlflowClient(registry.tracking_uri).set_registered_model_alias(one.name, "champion", "2")
-    assert "gate.verdict" not in registry.get_version(one.name, "2").tags
-    (resumed,) = registry.finish_pending(one.name, ledger)
-    assert (resumed.number, resumed.result) == (2, "applied")
-    after = registry.get_version(one.name, "2")
-    assert after.tags["gate.verdict"] == "PROMOTED"
-    assert after.aliases == ("champion",), "a promoted version is no challenger any more"
-    assert registry.finish_pending(one.name, ledger) == []
-
-
-def test_a_crashed_promotion_that_was_overtaken_is_closed(
-    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
-) -> None:
-    one, two = register("a"), register("b")
-    ledger.record(promotion(two, None))
-    MlflowClient(registry.tracking_uri).set_registered_model_alias(one.name, "champion", "1")
-    (closed,) = registry.finish_pending(one.name, ledger)
-    assert closed.result == "superseded"
-    champion = registry.champion(one.name)
-    assert champion is not None
-    assert champion.version == "1"
-
-
-def test_a_pending_promotion_of_a_deleted_version_is_closed(
-    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
-) -> None:
-    """Nothing could be promoted any more if it stayed pending."""
-    one, two = register("a"), register("b")
-    ledger.record(promotion(two, None))
-    MlflowClient(registry.tracking_uri).delete_model_version(two.name, two.version)
-    assert registry.promote(promotion(one, None), ledger).result == "applied"
-    assert [entry.result for entry in ledger.history(one.name)] == ["superseded", "applied"]
-
-
-def test_a_decision_against_another_champion_is_stale(
-    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
-) -> None:
-    one, two, three = register("a"), register("b"), register("c")
-    registry.promote(promotion(one, None), ledger)
-    registry.promote(promotion(two, "1"), ledger)
-    with pytest.raises(PromotionConflictError, match="compared with 1, but the champion is 2 now"):
-        registry.promote(promotion(three, "1"), ledger)
-    with pytest.raises(InputError, match="is the champion itself"):
-        registry.reject(replace(promotion(two, "2"), verdict="REJECTED"), ledger)
-    # Back to 1 by hand, then the same decision for 2 again: a new entry each.
-    registry.promote(replace(promotion(one, "2"), verdict="ROLLED_BACK", actor="ann"), ledger)
-    registry.promote(promotion(two, "1"), ledger)
-    assert [entry.intent.version for entry in ledger.history(one.name)] == ["1", "2", "1", "2"]
-
-
-def test_an_alias_moved_by_hand_is_not_undone(
-    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
-) -> None:
-    one, two = register("a"), register("b")
-    registry.promote(promotion(one, None), ledger)
-    registry.promote(promotion(two, "1"), ledger)
-    MlflowClient(registry.tracking_uri).set_registered_model_alias(one.name, "champion", "1")
-    with pytest.raises(PromotionConflictError, match="somebody moved it by hand"):
-        registry.promote(promotion(two, "1"), ledger)
-
-
-def test_an_earlier_pending_promotion_is_finished_first(
-    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
-) -> None:
-    one, two, three = register("a"), register("b"), register("c")
-    registry.promote(promotion(one, None), ledger)
-    ledger.record(promotion(two, "1"))  # its process is about to move the alias, or has crashed
-    with pytest.raises(PromotionConflictError, match="compared with 1, but the champion is 2 now"):
-        registry.promote(promotion(three, "1"), ledger)
-    assert registry.get_version(one.name, "2").tags["gate.verdict"] == "PROMOTED"
-    entry = registry.promote(promotion(three, "2"), ledger)
-    results = [other.result for other in ledger.history(one.name)]
-    assert (entry.number, results) == (4, ["applied", "applied", "superseded", "applied"])
-
-
-def test_a_promotion_that_slept_does_not_undo_a_later_one(
-    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MLflow has no compare-and-swap: a paused process would move the alias back hours later."""
-    one, two, three = register("a"), register("b"), register("c")
-    registry.promote(promotion(one, None), ledger)
-    move = MlflowClient.set_registered_model_alias
-
-    def sleep_then_move(client: MlflowClient, name: str, alias: str, version: str) -> None:
-        monkeypatch.undo()
-        # Meanwhile another process finishes this promotion, and makes its own.
-        assert registry.promote(promotion(two, "1"), ledger).number == 2
-        assert registry.promote(promotion(three, "2"), ledger).number == 3
-        move(client, name, alias, version)
-
-    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", sleep_then_move)
-    assert registry.promote(promotion(two, "1"), ledger).result == "applied"
-    champion = registry.champion(one.name)
-    assert champion is not None
-    assert champion.version == "3"
-
-
 def test_two_jobs_that_register_the_same_model_make_one_version(
     registry: Registry, register: Callable[..., VersionInfo]
 ) -> None:
@@ -347,26 +166,6 @@ def test_only_an_undecided_version_is_the_challenger(
     assert register("c").aliases == ()
     with pytest.raises(InputError, match="no version or alias 'challenger'"):
         registry.get_version(one.name, CHALLENGER)
-
-
-def test_a_race_of_promotions_has_one_winner(
-    registry: Registry, ledger: Ledger, register: Callable[..., VersionInfo]
-) -> None:
-    versions = [register(f"f{index}") for index in range(4)]
-    won: list[str] = []
-
-    def promote(version: VersionInfo) -> None:
-        with contextlib.suppress(PromotionConflictError):
-            won.append(registry.promote(promotion(version, None), ledger).intent.version)
-
-    threads = [threading.Thread(target=promote, args=(version,)) for version in versions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    champion = registry.champion(versions[0].name)
-    assert champion is not None
-    assert won == [champion.version]
 
 
 def test_champion_serves_in_another_process(
