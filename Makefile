@@ -9,9 +9,12 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 TORCH_INDEX ?=
 # make bench ONLY=bench_model runs one benchmark.
 ONLY ?=
-BIN := .venv/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-PYTEST := $(BIN)/python -m pytest
+# The real place of .venv. Ray starts its workers through a shell that splits a path at its spaces, so
+# in such a clone .venv is a link to an environment in the user's cache.
+BIN = $(or $(realpath .venv),.venv)/bin
+CACHED_VENV = $${XDG_CACHE_HOME:-$$HOME/.cache}/coatnet/venv-$$(pwd | cksum | cut -d" " -f1)
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST = $(BIN)/python -m pytest
 
 .PHONY: help demo down test test-all check style bench clean venv
 
@@ -44,14 +47,15 @@ bench: .venv/installed ## Benchmarks against the peers; ONLY=bench_model for one
 	@$(BIN)/python -m tests.benchmarks.run $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) $(ONLY)
 
 clean: down ## Remove the environment and everything the local stack stored
-	rm -rf .venv .local build
+	rm -rf "$$(realpath -m .venv)" .venv .local build
 
 venv: .venv/installed-dev ## The environment with the developers' tools
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 with venv found; install one or set PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@test $$(df -Pk . | awk 'NR==2 {print $$4}') -ge 6291456 || { echo "error: less than 6 GiB free here; the environment and the demo need that much" >&2; exit 2; }
-	$(PYTHON) -m venv .venv
+	@case "$$PWD" in *" "*) mkdir -p "$(CACHED_VENV)" && rm -rf .venv && ln -s "$(CACHED_VENV)" .venv;; esac
+	$(PYTHON) -m venv "$$(realpath -m .venv)"
 	$(if $(TORCH_INDEX),$(PIP_INSTALL) -c constraints.txt torch --index-url $(TORCH_INDEX))
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
