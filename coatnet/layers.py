@@ -13,6 +13,13 @@ BATCH_NORM_MOMENTUM = 0.01
 LAYER_NORM_EPS = 1e-5
 
 
+def set_batch_norm_momentum(model: nn.Module, momentum: float) -> None:
+    """Make running statistics follow each batch by `momentum` at least, in every BatchNorm layer."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = max(BATCH_NORM_MOMENTUM, momentum)
+
+
 class LayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels of a BCHW tensor."""
 

@@ -9,9 +9,10 @@ from torch import Tensor, distributed, nn
 
 from coatnet.checkpoint import CheckpointStore
 from coatnet.evaluate import EvalSource, Normalize, evaluate
+from coatnet.layers import set_batch_norm_momentum
 from coatnet.progress import ProgressLine
 from coatnet.resume import capture, load_on_all_ranks, restore
-from coatnet.schedule import learning_rate
+from coatnet.schedule import batch_norm_momentum, learning_rate
 from coatnet.step import (
     NonFiniteLossError,
     PendingMetrics,
@@ -112,6 +113,7 @@ def train(
     or order, NonFiniteLossError, TrainingStoppedError, and StoreError if the final state cannot
     be saved.
     """
+    set_batch_norm_momentum(model, batch_norm_momentum(config.epochs * source.steps_per_epoch))
     progress = ProgressLine(
         stage=runtime.name,
         num_epochs=config.epochs,

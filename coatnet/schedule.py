@@ -5,6 +5,16 @@ import math
 from coatnet.train_config import TrainConfig
 
 
+def batch_norm_momentum(num_steps: int) -> float:
+    """Return how far BatchNorm's running statistics follow each batch in a training of `num_steps`.
+
+    The paper's momentum of 0.01 looks back over a hundred steps: in a training of a few hundred, what is
+    evaluated would still hold the initial mean and variance. So the window is a twentieth of the training at
+    most, and ten steps at least. A constant, since a compiled model is compiled again for every new value.
+    """
+    return min(0.1, 20 / max(1, num_steps))
+
+
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of global step `step`, counted from 0 over all epochs.
 

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data.errors import InputError
+from infra.interpreter import leave_path_with_spaces
 from infra.stack_control import ServiceReport, down, status, up
 from infra.stack_process import StackError
 from infra.stack_services import SERVICES
@@ -57,6 +58,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "down":
         _show(down(home, tell=_tell), home, as_json=options.json)
         return 0
+    if options.command == "up":
+        leave_path_with_spaces()
     names = _parse_names(options.services)
     if options.command == "status":
         reports = status(home, names=names)

@@ -20,7 +20,7 @@ from infra.ledger import Entry, Intent, Ledger
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
-FINGERPRINT_TAG = "coatnet.fingerprint"
+FINGERPRINT_TAG = "pipeline.fingerprint"
 VERDICT_TAG = "gate.verdict"
 _MODEL_ARTIFACT_PATH = "model"
 

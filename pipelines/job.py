@@ -18,6 +18,7 @@ from coatnet.loop import TrainingStoppedError
 from coatnet.step import NonFiniteLossError
 from data.errors import InputError
 from data.store import StoreError
+from infra.interpreter import leave_path_with_spaces
 from infra.ray_runtime import WorkersFailedError
 from infra.stop_signals import interrupt_on_stop_signals
 from infra.tracking import RunRef, Tracker, find_or_create_run
@@ -48,6 +49,7 @@ def run_main(main: Callable[[list[str]], int]) -> None:
     """Run an entry point: bad input is one line and exit code 2, a fault 1, a stop 130."""
     interrupt_on_stop_signals()
     try:
+        leave_path_with_spaces()
         code = main(sys.argv[1:])
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
@@ -159,7 +161,7 @@ class TrackedJob:
                 "coatnet.stage_fingerprint": workspace.stage.fingerprint,
                 "mlflow.parentRunId": self.parent.run_id,
             },
-            name=workspace.stage.name,
+            name=workspace.stage.title,
             parent_run_id=self.parent.run_id,
         )
 

@@ -28,11 +28,11 @@ from pipelines.stage import Stage, StageRecord, Workspace
 from pipelines.stages import DatasetRef
 from pipelines.training import MODEL_FOLDER
 
-DATASET_TAG = "coatnet.dataset_path"
-SNAPSHOT_TAG = "coatnet.snapshot_id"
-CLASSES_TAG = "coatnet.classes"
-DECODE_TAG = "coatnet.decode"
-WEIGHTS_TAG = "coatnet.weights_sha256"
+DATASET_TAG = "pipeline.dataset_path"
+SNAPSHOT_TAG = "pipeline.snapshot_id"
+CLASSES_TAG = "pipeline.classes"
+DECODE_TAG = "pipeline.decode"
+WEIGHTS_TAG = "pipeline.weights_sha256"
 # A conflict means that another job has promoted its model meanwhile: more than a few in a row are no chance.
 _MAX_CONFLICTS = 4
 

@@ -37,6 +37,8 @@ class Stage:
     """Raised by us when the stage's code changes its result."""
     identity: Mapping[str, Any]
     inputs: tuple["Stage", ...] = ()
+    detail: str = ""
+    """Tells stages of one name apart for a reader; not part of the identity."""
     run: Callable[["Workspace"], Mapping[str, Any]]
 
     @property
@@ -48,6 +50,11 @@ class Stage:
             identity=self.identity,
             inputs=[stage.fingerprint for stage in self.inputs],
         )
+
+    @property
+    def title(self) -> str:
+        """What a log line and an MLflow run call the stage."""
+        return f"{self.name} {self.detail}".rstrip()
 
     @property
     def path(self) -> str:
@@ -91,13 +98,13 @@ class Materializer:
     def _load(self, stage: Stage) -> StageRecord | None:
         record = load_record(self._root.sub(stage.path))
         if record is not None:
-            self._announce(f"{stage.name}: finished before ({stage.fingerprint}), skipped")
+            self._announce(f"{stage.title}: finished before ({stage.fingerprint}), skipped")
         return record
 
     def _compute(self, stage: Stage) -> StageRecord:
         inputs = tuple(self(parent) for parent in stage.inputs)
         store = self._root.sub(stage.path)
-        self._announce(f"{stage.name}: started ({stage.fingerprint})")
+        self._announce(f"{stage.title}: started ({stage.fingerprint})")
         started = time.time()
         workspace = Workspace(stage=stage, store=store, inputs=inputs)
         output = self._observe(workspace) if self._observe else stage.run(workspace)
@@ -112,7 +119,7 @@ class Materializer:
         # Another driver may have finished the same stage first; its record is the result.
         final = load_record(store)
         assert final is not None
-        self._announce(f"{stage.name}: done in {seconds} s")
+        self._announce(f"{stage.title}: done in {seconds} s")
         return final
 
 

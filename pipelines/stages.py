@@ -89,6 +89,7 @@ def shard_stage(
         name="shard",
         recipe_version=1,
         identity={"listing": listing.digest, "config": config},
+        detail=f"{len(listing.classes)} classes",
         run=run,
     )
 

@@ -40,7 +40,7 @@ def test_a_killed_driver_goes_on_from_its_last_checkpoint(
     job.wait_until_alone()
     newest = job.checkpoints()[-1]
     log = job.run()
-    assert "shard: finished before" in log
+    assert "classes: finished before" in log
     assert resumed_steps(log) == [newest]
     assert STEPS_PER_EPOCH < newest < 2 * STEPS_PER_EPOCH
     assert first_steps(job) == {0: [0, newest], 1: [0, newest]}

@@ -7,7 +7,7 @@ from tests.faults.jobs import Job
 
 
 def runs(job: Job) -> dict[str, Run]:
-    """Return the runs of a job by name, the job's own as `job`; a second dataset's as `shard 2`."""
+    """Return the runs of a job by their stage, the job's own as `job`; a second dataset's as `shard 2`."""
     client = MlflowClient(tracking_uri=job.environment["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name(job.name)
     assert experiment is not None
@@ -16,7 +16,8 @@ def runs(job: Job) -> dict[str, Run]:
     assert len(stages) == len(set(stages)), "a stage, or the job, has two runs"
     named: dict[str, Run] = {}
     for run in found:
-        name = run.info.run_name if "mlflow.parentRunId" in run.data.tags else "job"
+        title = str(run.info.run_name) if "mlflow.parentRunId" in run.data.tags else "job"
+        name = title.partition(" ")[0]
         named[f"{name} 2" if name in named else name] = run
     return named
 

@@ -9,6 +9,7 @@ from torch import nn
 from coatnet.checkpoint import CheckpointStore
 from coatnet.evaluate import evaluate
 from coatnet.loop import TrainingStoppedError
+from coatnet.schedule import batch_norm_momentum
 from coatnet.step import NonFiniteLossError
 from coatnet.worker import LocalWorker
 from data.errors import InputError
@@ -61,6 +62,14 @@ def test_the_result_is_the_moving_average(tmp_path: Path) -> None:
         assert torch.equal(value, averaged.state_dict()[name]), "averaging must not change training"
         assert torch.equal(plain.weights[name], value)
     assert any(not torch.equal(ema.weights[name], value) for name, value in averaged.state_dict().items())
+
+
+def test_a_short_training_moves_batch_norm_faster_than_the_paper(tmp_path: Path) -> None:
+    model = TinyNet()
+    model.layers[1] = nn.BatchNorm2d(8, momentum=0.01)
+    result = run_tiny(make_worker(), tmp_path, model=model)
+    momentum = model.layers[1].momentum
+    assert momentum == batch_norm_momentum(result.num_steps) == 0.1
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
