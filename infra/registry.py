@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from data.errors import InputError
 from infra.ledger import Entry, Intent, Ledger
+from infra.registry_writes import set_alias, set_tag
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -84,7 +85,7 @@ class Registry:
     def mark_challenger(self, version: VersionInfo) -> VersionInfo:
         """Give the version the alias, unless it was decided before: then a newer one may have it."""
         if VERDICT_TAG not in version.tags and CHAMPION not in version.aliases:
-            self._client().set_registered_model_alias(version.name, CHALLENGER, version.version)
+            set_alias(self._client(), version.name, CHALLENGER, version.version)
         return self.get_version(version.name, version.version)
 
     def find_version(self, name: str, fingerprint: str) -> VersionInfo | None:
@@ -134,7 +135,7 @@ class Registry:
         entry = ledger.record(intent)
         if entry.result is None:
             self._finish_earlier(entry, ledger)
-            self._client().set_registered_model_alias(intent.model, CHAMPION, intent.version)
+            set_alias(self._client(), intent.model, CHAMPION, intent.version)
         observed = self._read_back(entry, ledger)
         self._describe(intent)
         self._unmark_challenger(intent)
@@ -222,7 +223,7 @@ class Registry:
         observed = self._champion_version(intent.model)
         if applied and observed == intent.version:
             # We slept while others finished our promotion and made the next one: ours must not undo it.
-            self._client().set_registered_model_alias(intent.model, CHAMPION, applied[-1])
+            set_alias(self._client(), intent.model, CHAMPION, applied[-1])
             return applied[-1]
         if observed in (intent.version, *(other.intent.version for other in later)):
             return str(observed)
@@ -251,7 +252,7 @@ class Registry:
             "code.version": intent.code_version,
         }
         for key, value in tags.items():
-            client.set_model_version_tag(intent.model, intent.version, key, value)
+            set_tag(client, intent.model, intent.version, key, value)
 
     def _first_of(self, name: str, fingerprint: str, created: str) -> VersionInfo:
         """Return the version that all jobs agree on: of two that registered at once, the first."""
@@ -268,7 +269,7 @@ class Registry:
 
     def _mark_decided(self, intent: Intent) -> None:
         """Set `gate.verdict`, the last write to the version: where it stands, everything before it does."""
-        self._client().set_model_version_tag(intent.model, intent.version, VERDICT_TAG, intent.verdict)
+        set_tag(self._client(), intent.model, intent.version, VERDICT_TAG, intent.verdict)
 
     def _champion_version(self, name: str) -> str | None:
         champion = self.champion(name)

@@ -74,9 +74,9 @@ def check_finite(role: str, report: EvalReport) -> GateCheck:
     if without_sample:
         bad.append(f"recall of {shorten(without_sample)} (no evaluation sample?)")
     return GateCheck(
-        name=f"{role} finite",
-        value=f"{len(bad)} not finite",
-        threshold="0",
+        name=f"{role} numbers",
+        value=f"{len(bad)} not finite" if bad else "all finite",
+        threshold="all finite",
         passed=not bad,
         detail=f"not finite: {', '.join(bad)}" if bad else "every number is finite",
     )

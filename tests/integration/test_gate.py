@@ -106,8 +106,8 @@ REFUSALS = {
     "worse": ("REJECTED worse: -", "top-1 difference"),
     "equal": ("REJECTED no improvement: +0.0 pp (95% CI", "top-1 difference"),
     "nan": (
-        "REJECTED challenger finite: not finite: nll, ece, probabilities of 600/600",
-        "challenger finite",
+        "REJECTED challenger numbers: not finite: nll, ece, probabilities of 600/600",
+        "challenger numbers",
     ),
 }
 

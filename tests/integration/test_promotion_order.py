@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from data.errors import InputError
 from infra.ledger import Ledger
 from infra.registry import PromotionConflictError, Registry, VersionInfo
+from infra.registry_writes import set_alias, set_tag
 from tests.integration.conftest import promotion
 
 pytestmark = [
@@ -156,3 +157,35 @@ def test_a_race_of_promotions_has_one_winner(
     champion = registry.champion(versions[0].name)
     assert champion is not None
     assert won == [champion.version]
+
+
+def test_writes_of_one_promotion_by_several_processes_at_once_are_no_error(
+    registry: Registry, register: Callable[..., VersionInfo]
+) -> None:
+    """MLflow answered `BAD_REQUEST: UNIQUE constraint failed` to the second of two that finished the same
+    crashed promotion: each found no row, both inserted it."""
+    version = register("a")
+    client = MlflowClient(registry.tracking_uri)
+    num_threads, num_rows = 4, 15
+    together = threading.Barrier(num_threads)
+    errors: list[Exception] = []
+
+    def write() -> None:
+        try:
+            for row in range(num_rows):
+                together.wait(timeout=60)
+                set_alias(client, version.name, f"alias-{row}", version.version)
+                set_tag(client, version.name, version.version, f"tag-{row}", "value")
+        except Exception as error:
+            errors.append(error)
+            together.abort()
+
+    threads = [threading.Thread(target=write) for _ in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    after = registry.get_version(version.name, version.version)
+    assert {f"alias-{row}" for row in range(num_rows)} <= set(after.aliases)
+    assert {f"tag-{row}" for row in range(num_rows)} <= set(after.tags)

@@ -81,9 +81,9 @@ def test_better_is_promoted() -> None:
         (report(set(range(5, 400))), "REJECTED no significant improvement: +0.1 pp (95% CI -0.0"),
         (
             with_nan(report()),
-            "REJECTED challenger finite: not finite: nll, ece, probabilities of 1/4000 samples",
+            "REJECTED challenger numbers: not finite: nll, ece, probabilities of 1/4000 samples",
         ),
-        (report(latency_ms=math.inf), "REJECTED challenger finite: not finite: latency_ms_per_image"),
+        (report(latency_ms=math.inf), "REJECTED challenger numbers: not finite: latency_ms_per_image"),
         (
             report(snapshot_id="4-ba9876543210"),
             "REJECTED not comparable: snapshot id 4-ba9876543210 of the challenger, 3-0123456789ab of the ch",
@@ -123,7 +123,7 @@ def test_other_keys_or_labels_are_not_comparable() -> None:
 def test_nan_champion_fails_closed() -> None:
     """MLflow's own metric gate lets NaN pass, as every comparison with it is false."""
     decision = decide_promotion(report(), with_nan(CHAMPION), POLICY)
-    assert decision.first_line.startswith("REJECTED champion finite: not finite: nll, ece")
+    assert decision.first_line.startswith("REJECTED champion numbers: not finite: nll, ece")
 
 
 def test_class_regression_rejects_a_better_mean() -> None:
