@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from coatnet.config import RelativeAttention
 
 _BIAS_STD = 0.02
+_MAX_CACHED_GRIDS = 8
 
 
 class RelativeBias(nn.Module):
@@ -17,15 +18,15 @@ class RelativeBias(nn.Module):
 
     The parameter keeps the pretraining grid's shape [h, 2H - 1, 2W - 1] for ever, so optimizer
     state, EMA and sharding never see another resolution; other grids read a bilinear resize
-    (section 4.1). In eval the gathered bias is cached until the table changes.
+    (section 4.1). In eval the gathered bias of the last few grids is cached until the table changes.
     """
 
     def __init__(self, num_heads: int, grid_size: int) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.empty(num_heads, 2 * grid_size - 1, 2 * grid_size - 1))
         self._indices: dict[tuple[int, int, torch.device], Tensor] = {}
-        self._cached_key: tuple[object, ...] | None = None
-        self._cached_bias: Tensor | None = None
+        self._cache: dict[tuple[object, ...], Tensor] = {}
+        self._cached_version: tuple[int, int] | None = None
 
     def reset_parameters(self) -> None:
         """Draw the table from normal(0, 0.02)."""
@@ -33,18 +34,21 @@ class RelativeBias(nn.Module):
 
     def forward(self, height: int, width: int, dtype: torch.dtype) -> Tensor:
         """Return the bias [h, N, N] of a height x width grid; entry (i, j) is w[i - j]."""
-        if torch.is_grad_enabled() or self.training:
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._gather(height, width, dtype)
-        # `_version` grows with every in-place write: optimizer step, EMA swap, load_state_dict.
         table = self.table
-        key = (height, width, dtype, table.device, table.data_ptr(), table._version)  # pyright: ignore[reportPrivateUsage]
-        if self._cached_bias is None or key != self._cached_key:
-            self._cached_key, self._cached_bias = key, self._gather(height, width, dtype)
-        return self._cached_bias
+        # `_version` grows with every in-place write: optimizer step, EMA swap, load_state_dict.
+        version = (table.data_ptr(), table._version)  # pyright: ignore[reportPrivateUsage]
+        if version != self._cached_version or len(self._cache) >= _MAX_CACHED_GRIDS:
+            self._cached_version, self._cache = version, {}
+        key = (height, width, dtype, table.device)
+        if key not in self._cache:
+            self._cache[key] = self._gather(height, width, dtype)
+        return self._cache[key]
 
     def train(self, mode: bool = True) -> "RelativeBias":
         """Switch modes; the eval cache is dropped."""
-        self._cached_key = self._cached_bias = None
+        self._cache = {}
         return super().train(mode)
 
     def _gather(self, height: int, width: int, dtype: torch.dtype) -> Tensor:
@@ -57,13 +61,15 @@ class RelativeBias(nn.Module):
         return bias.view(-1, num_positions, num_positions).to(dtype)
 
     def _index(self, height: int, width: int) -> Tensor:
+        if torch.compiler.is_compiling():  # a traced graph keeps nothing between calls
+            return relative_index(height, width).to(self.table.device)
         key = (height, width, self.table.device)
         if key not in self._indices:
             self._indices[key] = relative_index(height, width).to(self.table.device)
         return self._indices[key]
 
     def __getstate__(self) -> dict[str, object]:
-        return {**super().__getstate__(), "_indices": {}, "_cached_key": None, "_cached_bias": None}
+        return {**super().__getstate__(), "_indices": {}, "_cache": {}, "_cached_version": None}
 
 
 def relative_index(height: int, width: int) -> Tensor:
@@ -106,4 +112,6 @@ class RelativeAttentionLayer(nn.Module):
             out = F.scaled_dot_product_attention(q, k, v)
         if self.kind == "post" and bias is not None:
             out = out + bias @ v
+        if torch.compiler.is_exporting():
+            out = out.contiguous()  # else the fused CPU kernel's memory layout becomes part of the graph
         return self.project(out.transpose(1, 2).reshape(batch, height, width, -1))

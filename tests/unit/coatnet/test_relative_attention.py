@@ -67,6 +67,8 @@ def test_eval_cache_follows_every_way_to_change_the_table() -> None:
         first = bias(3, 3, torch.float32)
         assert bias(3, 3, torch.float32) is first
         assert bias(4, 3, torch.float32).shape == (1, 12, 12)
+        assert bias(3, 3, torch.bfloat16).dtype == torch.bfloat16
+        assert bias(3, 3, torch.float32) is first, "images of two sizes in turn keep both"
         bias.table.copy_(torch.ones_like(bias.table))
         assert (bias(3, 3, torch.float32) == 1).all()
         bias.load_state_dict({"table": torch.full_like(bias.table, 2.0)})

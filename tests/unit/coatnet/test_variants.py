@@ -16,14 +16,25 @@ PARAMETERS = {
     "coatnet_6": 1_471_125_616,
     "coatnet_7": 2_441_973_112,
 }
-# GMACs at 224 px with the stride on the first 1x1, on the depthwise convolution.
-GMACS_224 = {
-    "coatnet_0": (4.14, 4.55),
-    "coatnet_1": (8.24, 8.64),
-    "coatnet_2": (15.50, 16.43),
-    "coatnet_3": (34.37, 36.45),
-    "coatnet_4": (60.24, 62.32),
-    "coatnet_5": (142.2, 145.3),
+# GMACs by image size, with the stride on the first 1x1 and on the depthwise convolution (Table 9).
+GMACS = {
+    ("coatnet_0", 224): (4.14, 4.55),
+    ("coatnet_0", 384): (13.05, 14.24),
+    ("coatnet_1", 224): (8.24, 8.64),
+    ("coatnet_1", 384): (26.60, 27.79),
+    ("coatnet_2", 224): (15.50, 16.43),
+    ("coatnet_2", 384): (48.75, 51.46),
+    ("coatnet_2", 512): (93.35, 98.18),
+    ("coatnet_3", 224): (34.37, 36.45),
+    ("coatnet_3", 384): (105.8, 111.9),
+    ("coatnet_3", 512): (198.1, 209.0),
+    ("coatnet_4", 224): (60.24, 62.32),
+    ("coatnet_4", 384): (186.5, 192.6),
+    ("coatnet_4", 512): (351.5, 362.3),
+    ("coatnet_5", 224): (142.2, 145.3),
+    ("coatnet_5", 384): (433.6, 442.7),
+    ("coatnet_5", 512): (804.0, 820.1),
+    ("coatnet_7", 512): (2539, 2561),
 }
 
 
@@ -43,15 +54,16 @@ def test_coatnet_6_with_table_12s_last_width_misses_the_published_size() -> None
     assert count_parameters("coatnet_6", widths=(192, 384, 768, 1536, 2048)) == 1_348_435_424
 
 
-@pytest.mark.parametrize("name", GMACS_224)
+@pytest.mark.parametrize(("name", "image_size_px"), GMACS)
 @pytest.mark.parametrize(("column", "downsample_on"), [(0, "conv1x1"), (1, "depthwise")])
-def test_multiply_adds_at_224(name: str, column: int, downsample_on: str) -> None:
+def test_multiply_adds(name: str, image_size_px: int, column: int, downsample_on: str) -> None:
     with torch.device("meta"):
         model = create_model(name, downsample_on=downsample_on).eval()
-        images = torch.empty(1, 3, 224, 224)
+        images = torch.empty(1, 3, image_size_px, image_size_px)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)
-    assert counter.get_total_flops() / 2e9 == pytest.approx(GMACS_224[name][column], rel=0.01)
+    expected = GMACS[name, image_size_px][column]
+    assert counter.get_total_flops() / 2e9 == pytest.approx(expected, rel=0.01)
 
 
 def test_every_listed_model_can_be_built() -> None:

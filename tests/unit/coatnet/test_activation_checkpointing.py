@@ -1,0 +1,77 @@
+"""Memory for time: the same numbers, the same BatchNorm statistics, less kept for the backward pass."""
+
+import pytest
+import torch
+from torch import nn
+
+from coatnet import CoAtNet, ModelConfig
+from coatnet.activation_checkpointing import checkpoint_stages
+from data.errors import InputError
+
+CONFIG = ModelConfig(
+    layout="CCT",
+    stem_width=8,
+    widths=(8, 16, 16),
+    depths=(2, 1, 2),
+    strides=(1, 2, 2),
+    head_size=8,
+    num_classes=5,
+    pretrain_image_size_px=32,
+    stochastic_depth_rate=0.3,
+)
+
+
+def train_once(model: CoAtNet) -> dict[str, torch.Tensor]:
+    """Return all gradients, and the buffers after the step."""
+    torch.manual_seed(1)
+    model.train()
+    model(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    return gradients | dict(model.named_buffers())
+
+
+def make_pair() -> tuple[CoAtNet, CoAtNet]:
+    plain = CoAtNet(CONFIG)
+    checkpointed = CoAtNet(CONFIG)
+    checkpointed.load_state_dict(plain.state_dict())
+    checkpoint_stages(checkpointed.stages, range(3))
+    return plain, checkpointed
+
+
+def test_gradients_and_batch_norm_statistics_stay_the_same() -> None:
+    """BatchNorm's running statistics moved twice a step, the second time for the recomputation."""
+    plain, checkpointed = make_pair()
+    expected, found = train_once(plain), train_once(checkpointed)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+    assert {norm.momentum for norm in checkpointed.modules() if isinstance(norm, nn.BatchNorm2d)} == {0.01}
+    assert all(int(value) == 1 for name, value in found.items() if name.endswith("num_batches_tracked"))
+
+
+def test_less_is_kept() -> None:
+    def kept_bytes(model: CoAtNet) -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model.train()(torch.randn(4, 3, 32, 32))
+        return sum(sizes.values())
+
+    plain, checkpointed = make_pair()
+    assert kept_bytes(checkpointed) < kept_bytes(plain) / 3
+
+
+def test_eval_and_the_state_dict_are_the_plain_models() -> None:
+    plain, checkpointed = make_pair()
+    images = torch.randn(2, 3, 40, 32)
+    assert torch.equal(plain.eval()(images), checkpointed.eval()(images))
+    assert list(plain.state_dict()) == list(checkpointed.state_dict())
+
+
+def test_a_stage_that_is_not_there() -> None:
+    with pytest.raises(InputError, match="no stage 3 to checkpoint: the model has 0 to 2"):
+        checkpoint_stages(CoAtNet(CONFIG).stages, [3])

@@ -1,0 +1,60 @@
+"""`torch.compile` takes the whole model as one graph, and that graph follows the weights."""
+
+import pytest
+import torch
+
+from coatnet import CoAtNet, ModelConfig
+
+CONFIG = ModelConfig(
+    layout="CCT",
+    stem_width=8,
+    widths=(8, 16, 16),
+    depths=(1, 1, 2),
+    strides=(2, 2, 2),
+    head_size=8,
+    num_classes=5,
+    pretrain_image_size_px=64,
+    stochastic_depth_rate=0.2,
+)
+
+
+@pytest.fixture(autouse=True)
+def forget_graphs() -> None:
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("kind", ["pre", "post", "none"])
+def test_one_graph_in_training(kind: str) -> None:
+    model = CoAtNet(ModelConfig(**{**CONFIG.to_dict(), "relative_attention": kind}))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    images = torch.randn(2, 3, 64, 64)
+    torch.manual_seed(1)
+    expected = model(images)
+    torch.manual_seed(1)
+    found = compiled(images)
+    assert found.shape == expected.shape
+    found.sum().backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_one_graph_in_eval_that_follows_the_weights() -> None:
+    """A bias cached while the graph was traced would be served after the next weights were loaded."""
+    model, other = CoAtNet(CONFIG).eval(), CoAtNet(CONFIG).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for size in (64, 96):
+            images = torch.randn(2, 3, size, size)
+            torch.testing.assert_close(compiled(images), model(images))
+        model.load_state_dict(other.state_dict())
+        torch.testing.assert_close(compiled(images), other(images))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*script_method.* is deprecated:DeprecationWarning")  # torch's own
+def test_inductor_computes_the_same() -> None:
+    """The real compiler, C++ and all."""
+    model = CoAtNet(CONFIG).eval()
+    compiled = torch.compile(model, fullgraph=True)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), model(images), atol=1e-4, rtol=1e-4)
