@@ -31,7 +31,8 @@ class RelativeMlp(nn.Module):
         device = self.expand.weight.device
         offsets = relative_offsets(height, width).to(device, self.expand.weight.dtype)
         log_offsets = offsets.sign() * offsets.abs().log1p()
-        table = self.project(self.dropout(self.activation(self.expand(log_offsets)))).T
+        with torch.autocast(device.type, enabled=False):
+            table = self.project(self.dropout(self.activation(self.expand(log_offsets)))).T
         bias = table.index_select(1, relative_index(height, width).to(device))
         return bias.view(-1, height * width, height * width).to(dtype)
 

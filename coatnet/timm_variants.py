@@ -71,7 +71,9 @@ def _config(*choices: dict[str, Any], **more: Any) -> ModelConfig:
 
 
 TIMM_VARIANTS: dict[str, ModelConfig] = {
-    **{f"coatnet_{size}_224": replace(VARIANTS[f"coatnet_{size}"], **_EVERYWHERE) for size in range(6)},
+    **{f"coatnet_{size}_224": replace(VARIANTS[f"coatnet_{size}"], **_EVERYWHERE) for size in range(5)},
+    # The paper's CoAtNet-5 has heads of 64 channels (Table 11).
+    "coatnet_5_224": replace(VARIANTS["coatnet_5"], **_EVERYWHERE, head_size=32),
     "coatnet_pico_rw_224": _config(_RW, _PICO),
     "coatnet_nano_rw_224": _config(_RW, _NANO, downsample_on="pool"),
     "coatnet_0_rw_224": _config(_FIRST_RW, _0, _EARLY, downsample_on="pool"),

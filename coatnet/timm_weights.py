@@ -17,7 +17,7 @@ from coatnet.model import CoAtNet
 from coatnet.timm_variants import timm_config
 from data.errors import InputError
 
-_SHOWN_KEYS = 5
+_SHOWN_KEYS = 3
 
 # timm's names for ours. Each table maps a module to its module; the last part of a name, as in
 # "weight", is the same but for the bias table.
