@@ -77,10 +77,12 @@ class ModelConfig:
     """First value of the learned scales on a transformer block's branches; 0 leaves them out."""
     norm: NormKind = "batch"
     """Normalisation in the stem and in MBConv."""
-    norm_eps: float = 1e-3
+    norm_eps: float | None = None
+    """Added to the variance; None: 1e-3 for batch, 1e-5 for layer."""
     transformer_norm: NormKind = "layer"
     """Normalisation in transformer blocks and in the head."""
-    transformer_norm_eps: float = 1e-5
+    transformer_norm_eps: float | None = None
+    """As `norm_eps`."""
     downsample_on: DownsampleOn = "conv1x1"
     """What strides in a downsampling MBConv's branch (section 2.3 and Table 9); pool: 2x2 averages."""
     pool: PoolKind = "max"
@@ -146,8 +148,9 @@ def _check_numbers(config: ModelConfig) -> None:
     if config.stem_inner_width is not None:
         _check_positive("stem_inner_width", config.stem_inner_width)
     for name in ("norm_eps", "transformer_norm_eps"):
-        if not 0.0 < getattr(config, name) < 1.0:
-            raise InputError(f"{name} is {getattr(config, name)}; it must be between 0 and 1")
+        eps = getattr(config, name)
+        if eps is not None and not 0.0 < eps < 1.0:
+            raise InputError(f"{name} is {eps}; it must be between 0 and 1, or None for the usual")
     for name in ("se_ratio", "layer_scale_init"):
         if getattr(config, name) < 0.0:
             raise InputError(f"{name} is {getattr(config, name)}; it must be positive, or 0 for none")

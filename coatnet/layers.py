@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from coatnet.config import Activation, NormKind, PoolKind
 
 BATCH_NORM_MOMENTUM = 0.01
+_USUAL_EPS: dict[NormKind, float] = {"batch": 1e-3, "layer": 1e-5}
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU, "relu": nn.ReLU}
 
@@ -37,15 +38,17 @@ class BatchNormChannelsLast(nn.BatchNorm2d):
         return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-def make_norm_2d(kind: NormKind, num_channels: int, eps: float) -> nn.Module:
-    """Return a normalisation of BCHW tensors."""
+def make_norm_2d(kind: NormKind, num_channels: int, eps: float | None) -> nn.Module:
+    """Return a normalisation of BCHW tensors; no eps: the usual one of its kind."""
+    eps = _USUAL_EPS[kind] if eps is None else eps
     if kind == "batch":
         return nn.BatchNorm2d(num_channels, eps=eps, momentum=BATCH_NORM_MOMENTUM)
     return LayerNorm2d(num_channels, eps=eps)
 
 
-def make_norm_channels_last(kind: NormKind, num_channels: int, eps: float) -> nn.Module:
-    """Return a normalisation of BHWC tensors."""
+def make_norm_channels_last(kind: NormKind, num_channels: int, eps: float | None) -> nn.Module:
+    """Return a normalisation of BHWC tensors; no eps: the usual one of its kind."""
+    eps = _USUAL_EPS[kind] if eps is None else eps
     if kind == "batch":
         return BatchNormChannelsLast(num_channels, eps=eps, momentum=BATCH_NORM_MOMENTUM)
     return nn.LayerNorm(num_channels, eps=eps)

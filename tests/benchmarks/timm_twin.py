@@ -9,20 +9,26 @@ from torch import nn
 
 from coatnet import ModelConfig
 
-TIMM_CHOICES: dict[str, Any] = {"downsample_on": "depthwise", "pool": "avg", "stem_bias": False}
+TIMM_CHOICES: dict[str, Any] = {
+    "downsample_on": "depthwise",
+    "pool": "avg",
+    "stem_bias": False,
+    "norm_eps": 1e-5,
+    "transformer_norm_eps": 1e-6,
+}
 """Overrides of our config: what timm's paper-like CoAtNets are made of."""
 
 
 def twin(config: ModelConfig) -> MaxxVit:
     """Return a model of `config`'s shape made of timm's blocks: any strides, stem depth 1 or 2.
 
+    Beside the shape, the config has `TIMM_CHOICES`.
+
     timm's own class always strides each stage by two, has two convolutions in the stem, and normalises
     before it pools where the head has no hidden layer; those parts are replaced.
     """
-    conv = MaxxVitConvCfg(
-        attn_layer="se" if config.se_ratio else "", attn_ratio=config.se_ratio, norm_eps=config.norm_eps
-    )
-    transformer = MaxxVitTransformerCfg(dim_head=config.head_size, norm_eps=config.transformer_norm_eps)
+    conv = MaxxVitConvCfg(attn_layer="se" if config.se_ratio else "", attn_ratio=config.se_ratio)
+    transformer = MaxxVitTransformerCfg(dim_head=config.head_size)
     shape = MaxxVitCfg(
         embed_dim=config.widths,
         depths=config.depths,

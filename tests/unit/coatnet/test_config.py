@@ -30,7 +30,7 @@ from data.errors import InputError
         ({"head_norm": "none"}, "allowed: after_pool, before_pool"),
         ({"stem_inner_width": 0}, "stem_inner_width is 0"),
         ({"relative_mlp_hidden": 0}, "relative_mlp_hidden is 0"),
-        ({"norm_eps": 0.0}, "norm_eps is 0.0; it must be between 0 and 1"),
+        ({"norm_eps": 0.0}, "norm_eps is 0.0; it must be between 0 and 1, or None"),
         ({"transformer_norm_eps": 1.5}, "transformer_norm_eps is 1.5"),
         ({"se_ratio": -0.25}, "se_ratio is -0.25; it must be positive, or 0 for none"),
         ({"layer_scale_init": -1.0}, "layer_scale_init is -1.0"),
