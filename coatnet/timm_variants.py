@@ -1,8 +1,8 @@
-"""timm 1.0.31's CoAtNets as configs of ours: the models that public weights exist for.
+"""timm 1.0.31's CoAtNets as configs of ours; public weights exist for most of its `rw` models.
 
-Its `coatnet_0_224` to `coatnet_5_224` follow the paper and have no public weights. Its `rw` models were
-designed before any official code could be read, and differ from the paper and from each other. All but
-one were trained on images normalised with mean = std = 0.5, which their configs carry.
+Its `coatnet_0_224` to `coatnet_5_224` follow the paper and have none. The `rw` models were designed before
+any official code could be read, and differ from the paper and from each other. All but one expect
+images normalised with mean = std = 0.5, which their configs carry.
 """
 
 import difflib
