@@ -27,7 +27,7 @@ from coatnet.timm_weights import model_from_timm
 from tests.known_weights import count_eps, digest, known_images, known_state
 
 FOLDER = Path("tests/unit/coatnet/timm_fixtures")
-_TOLERANCE = 1e-4
+_TOLERANCE = 1e-5
 _SMALL_SIZE_PX = 64
 _SMALL_CLASSES = 10
 _SMALL_WIDTHS = (16, 32, 64, 96)
