@@ -2,15 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from data.errors import InputError
 from data.plain import with_tuples
 
 RelativeAttention = Literal["pre", "post", "none"]
 NormKind = Literal["batch", "layer"]
-DownsampleOn = Literal["conv1x1", "depthwise"]
-PoolKind = Literal["max", "avg"]
+DownsampleOn = Literal["conv1x1", "depthwise", "pool"]
+PoolKind = Literal["max", "avg", "max3"]
+Activation = Literal["gelu", "silu", "relu"]
+BlockSide = Literal["input", "output"]
+SqueezeWidth = Literal["output", "hidden"]
+SqueezePlace = Literal["after_norm", "before_norm"]
+RelativePosition = Literal["table", "mlp"]
+HeadNorm = Literal["after_pool", "before_pool"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +25,8 @@ class ModelConfig:
 
     The defaults are the paper's reading in which published parameter counts come out right
     (Tables 3, 11 and 12): expansion 4 of the block's output width, squeeze-and-excitation with a
-    quarter of the output width, and a head with a hidden tanh layer.
+    quarter of the output width, and a head with a hidden tanh layer. Choices that no paper names
+    are those of timm 1.0.31's trained variants (`coatnet.interop.timm_config`).
     """
 
     variant: str = "custom"
@@ -30,6 +37,9 @@ class ModelConfig:
     stem_depth: int = 2
     """Number of 3x3 convolutions in the stem (S0)."""
     stem_stride: int = 2
+    stem_inner_width: int | None = None
+    """Channels of the stem's convolutions before the last; None: `stem_width`."""
+    stem_bias: bool = True
     widths: tuple[int, ...] = (96, 192, 384, 768)
     """Channels of each stage."""
     depths: tuple[int, ...] = (2, 3, 5, 2)
@@ -39,19 +49,47 @@ class ModelConfig:
     head_size: int = 32
     """Channels of an attention head; every transformer width is a multiple of it."""
     conv_expansion: int = 4
-    """Hidden width of an MBConv block over its output width."""
+    """Hidden width of an MBConv block over its `conv_expand_from` width."""
+    conv_expand_from: BlockSide = "output"
+    conv_activation: Activation = "gelu"
+    """Activation (GELU is the exact one) in the stem and in MBConv; transformers always use GELU."""
+    pre_norm_activation: bool = False
+    """Whether the activation also follows the norm that opens an MBConv block."""
+    conv_output_bias: bool = True
+    """Whether MBConv's last 1x1 convolution and its shortcut's projection have biases."""
     ffn_expansion: int = 4
     se_ratio: float = 0.25
-    """Squeeze-and-excitation's hidden width over the block's output width; 0 leaves it out."""
+    """Squeeze-and-excitation's hidden width over the block's `se_ratio_of` width; 0 leaves it out."""
+    se_ratio_of: SqueezeWidth = "output"
+    se_place: SqueezePlace = "after_norm"
+    """Whether it comes after the depthwise convolution's norm and activation, or before both."""
+    se_activation: Activation = "silu"
     relative_attention: RelativeAttention = "pre"
     """Where the relative bias enters: before the softmax (the paper's choice), after it, nowhere."""
+    relative_position: RelativePosition = "table"
+    """Where the relative bias comes from: a table, or an MLP over log-spaced offsets."""
+    relative_mlp_hidden: int = 512
+    attention_width: BlockSide = "output"
+    """Width of q, k and v; with the input's, the attention's projection widens."""
+    transformer_shortcut_bias: bool = True
+    """Whether the projection in a downsampling transformer block's shortcut has a bias."""
+    layer_scale_init: float = 0.0
+    """First value of the learned scales on a transformer block's branches; 0 leaves them out."""
     norm: NormKind = "batch"
-    """Normalisation in MBConv; transformer blocks always use LayerNorm."""
+    """Normalisation in the stem and in MBConv."""
+    norm_eps: float | None = None
+    """Added to the variance; None: 1e-3 for batch, 1e-5 for layer."""
+    transformer_norm: NormKind = "layer"
+    """Normalisation in transformer blocks and in the head."""
+    transformer_norm_eps: float | None = None
+    """As `norm_eps`."""
     downsample_on: DownsampleOn = "conv1x1"
-    """Which convolution of a downsampling MBConv strides (section 2.3 and Table 9)."""
+    """What strides in a downsampling MBConv's branch (section 2.3 and Table 9); pool: 2x2 averages."""
     pool: PoolKind = "max"
+    """The shortcuts' pooling, and attention's: of 2x2 positions, or max of 3x3 (max3)."""
     head_hidden: bool = True
-    """Whether the head has the hidden Linear + tanh layer."""
+    """Whether the head has the hidden Linear + tanh layer, as wide as the last stage."""
+    head_norm: HeadNorm = "after_pool"
     stochastic_depth_rate: float = 0.0
     """Drop rate of the last residual branch; it grows linearly from 0 with depth."""
     num_classes: int = 1000
@@ -64,26 +102,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_stages(self)
-        _check_choice("relative_attention", self.relative_attention, get_args(RelativeAttention))
-        _check_choice("norm", self.norm, get_args(NormKind))
-        _check_choice("downsample_on", self.downsample_on, get_args(DownsampleOn))
-        _check_choice("pool", self.pool, get_args(PoolKind))
-        for name in ("stem_width", "stem_depth", "stem_stride", "head_size", "conv_expansion"):
-            _check_positive(name, getattr(self, name))
-        for name in ("ffn_expansion", "num_classes", "in_channels", "pretrain_image_size_px"):
-            _check_positive(name, getattr(self, name))
-        if not 0.0 <= self.stochastic_depth_rate < 1.0:
-            raise InputError(f"stochastic_depth_rate is {self.stochastic_depth_rate}; it must be in [0, 1)")
-        if len(self.mean) != self.in_channels or len(self.std) != self.in_channels:
-            raise InputError(
-                f"mean and std have {len(self.mean)} and {len(self.std)} entries; "
-                f"in_channels = {self.in_channels} needs as many"
-            )
-        if not all(0.0 <= value <= 1.0 for value in self.mean) or not all(1e-3 <= v <= 1.0 for v in self.std):
-            raise InputError(
-                f"mean and std are {self.mean} and {self.std}; of images in [0, 1], std at least 0.001: "
-                "divide by 255 if yours are of levels"
-            )
+        for name, hint in get_type_hints(ModelConfig).items():
+            if get_origin(hint) is Literal:
+                _check_choice(name, getattr(self, name), get_args(hint))
+        _check_numbers(self)
+        _check_normalisation(self)
 
     @property
     def total_stride(self) -> int:
@@ -117,6 +140,38 @@ def _check_positive(name: str, value: int) -> None:
         raise InputError(f"{name} is {value}; it must be at least 1")
 
 
+def _check_numbers(config: ModelConfig) -> None:
+    for name in ("stem_width", "stem_depth", "stem_stride", "head_size", "conv_expansion", "ffn_expansion"):
+        _check_positive(name, getattr(config, name))
+    for name in ("relative_mlp_hidden", "num_classes", "in_channels", "pretrain_image_size_px"):
+        _check_positive(name, getattr(config, name))
+    if config.stem_inner_width is not None:
+        _check_positive("stem_inner_width", config.stem_inner_width)
+    for name in ("norm_eps", "transformer_norm_eps"):
+        eps = getattr(config, name)
+        if eps is not None and not 0.0 < eps < 1.0:
+            raise InputError(f"{name} is {eps}; it must be between 0 and 1, or None for the usual")
+    for name in ("se_ratio", "layer_scale_init"):
+        if getattr(config, name) < 0.0:
+            raise InputError(f"{name} is {getattr(config, name)}; it must be positive, or 0 for none")
+    if not 0.0 <= config.stochastic_depth_rate < 1.0:
+        raise InputError(f"stochastic_depth_rate is {config.stochastic_depth_rate}; it must be in [0, 1)")
+
+
+def _check_normalisation(config: ModelConfig) -> None:
+    mean, std = config.mean, config.std
+    if len(mean) != config.in_channels or len(std) != config.in_channels:
+        raise InputError(
+            f"mean and std have {len(mean)} and {len(std)} entries; "
+            f"in_channels = {config.in_channels} needs as many"
+        )
+    if not all(0.0 <= value <= 1.0 for value in mean) or not all(1e-3 <= value <= 1.0 for value in std):
+        raise InputError(
+            f"mean and std are {mean} and {std}; of images in [0, 1], std at least 0.001: "
+            "divide by 255 if yours are of levels"
+        )
+
+
 def _check_stages(config: ModelConfig) -> None:
     if not config.layout or set(config.layout) - {"C", "T"}:
         raise InputError(f"layout is {config.layout!r}; use one letter a stage, C or T, as in CCTT")
@@ -130,6 +185,12 @@ def _check_stages(config: ModelConfig) -> None:
             _check_positive(name, value)
     if set(config.strides) - {1, 2}:
         raise InputError(f"strides are {config.strides}; each must be 1 or 2")
-    for letter, width in zip(config.layout, config.widths, strict=True):
+    in_widths = (config.stem_width, *config.widths[:-1])
+    for letter, in_width, width in zip(config.layout, in_widths, config.widths, strict=True):
         if letter == "T" and width % config.head_size:
             raise InputError(f"transformer width {width} is not a multiple of head_size = {config.head_size}")
+        if letter == "T" and config.attention_width == "input" and in_width % config.head_size:
+            raise InputError(
+                f"a transformer stage's input width {in_width} is not a multiple of head_size = "
+                f"{config.head_size}, which attention_width = 'input' needs"
+            )

@@ -1,4 +1,4 @@
-"""Weights on disk: `model.safetensors` beside `config.json`. Nothing is ever unpickled."""
+"""Weights on disk, `model.safetensors` beside `config.json`, and weights of timm. Nothing is unpickled."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,22 @@ from torch import Tensor
 
 from coatnet.config import ModelConfig
 from coatnet.model import CoAtNet
+from coatnet.timm_variants import timm_config
+from coatnet.timm_weights import from_timm, to_timm
 from data.errors import InputError
+
+__all__ = [
+    "CONFIG_NAME",
+    "WEIGHTS_NAME",
+    "from_timm",
+    "load_config",
+    "load_for_finetune",
+    "load_model",
+    "load_weights",
+    "save_model",
+    "timm_config",
+    "to_timm",
+]
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"

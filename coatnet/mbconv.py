@@ -2,17 +2,17 @@
 
 from torch import Tensor, nn
 
-from coatnet.config import ModelConfig
-from coatnet.layers import Downsample, StochasticDepth, make_norm_2d
+from coatnet.config import Activation, ModelConfig
+from coatnet.layers import ACTIVATIONS, Downsample, Pool2d, StochasticDepth, make_norm_2d
 
 
 class SqueezeExcite(nn.Module):
-    """Channel gates from globally pooled features (Hu et al. 2018), with SiLU inside."""
+    """Channel gates from globally pooled features (Hu et al. 2018)."""
 
-    def __init__(self, num_channels: int, hidden: int) -> None:
+    def __init__(self, num_channels: int, hidden: int, activation: Activation) -> None:
         super().__init__()
         self.reduce = nn.Conv2d(num_channels, hidden, 1)
-        self.activation = nn.SiLU()
+        self.activation = ACTIVATIONS[activation]()
         self.expand = nn.Conv2d(hidden, num_channels, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -24,33 +24,41 @@ class SqueezeExcite(nn.Module):
 class MBConvBlock(nn.Module):
     """x + Project(SE(Depthwise(Expand(Norm(x))))), pre-activation.
 
-    A downsampling block is Proj(Pool(x)) + MBConv(x) with the stride on the first 1x1 or on the
-    depthwise convolution (`ModelConfig.downsample_on`).
+    A downsampling block is Proj(Pool(x)) + MBConv(x) with the stride on the first 1x1, on the
+    depthwise convolution or on a pooling before both (`ModelConfig.downsample_on`).
     """
 
     def __init__(
         self, config: ModelConfig, in_channels: int, out_channels: int, stride: int, drop_rate: float
     ) -> None:
         super().__init__()
-        hidden = config.conv_expansion * out_channels
-        expand_stride = stride if config.downsample_on == "conv1x1" else 1
-        self.shortcut = Downsample(in_channels, out_channels, stride, config.pool)
-        self.pre_norm = make_norm_2d(config.norm, in_channels)
-        self.expand = nn.Conv2d(in_channels, hidden, 1, stride=expand_stride, bias=False)
-        self.expand_norm = make_norm_2d(config.norm, hidden)
-        self.depthwise = nn.Conv2d(
-            hidden, hidden, 3, stride=stride // expand_stride, padding=1, groups=hidden, bias=False
+        hidden = config.conv_expansion * (
+            out_channels if config.conv_expand_from == "output" else in_channels
         )
-        self.depthwise_norm = make_norm_2d(config.norm, hidden)
-        self.activation = nn.GELU()
-        se_hidden = int(config.se_ratio * out_channels)
-        self.se = SqueezeExcite(hidden, se_hidden) if se_hidden else nn.Identity()
-        self.project = nn.Conv2d(hidden, out_channels, 1)
+        se_hidden = int(config.se_ratio * (out_channels if config.se_ratio_of == "output" else hidden))
+        strides = {"conv1x1": 1, "depthwise": 1, "pool": 1, config.downsample_on: stride}
+        self.shortcut = Downsample(in_channels, out_channels, stride, config.pool, config.conv_output_bias)
+        self.pre_norm = make_norm_2d(config.norm, in_channels, config.norm_eps)
+        self.activation = ACTIVATIONS[config.conv_activation]()
+        self.pre_activation = self.activation if config.pre_norm_activation else nn.Identity()
+        self.pool = Pool2d(strides["pool"], "avg")
+        self.expand = nn.Conv2d(in_channels, hidden, 1, stride=strides["conv1x1"], bias=False)
+        self.expand_norm = make_norm_2d(config.norm, hidden, config.norm_eps)
+        self.depthwise = nn.Conv2d(
+            hidden, hidden, 3, stride=strides["depthwise"], padding=1, groups=hidden, bias=False
+        )
+        self.depthwise_norm = make_norm_2d(config.norm, hidden, config.norm_eps)
+        se = SqueezeExcite(hidden, se_hidden, config.se_activation) if se_hidden else nn.Identity()
+        is_early = config.se_place == "before_norm"
+        self.early_se = se if is_early else nn.Identity()
+        self.se = nn.Identity() if is_early else se
+        self.project = nn.Conv2d(hidden, out_channels, 1, bias=config.conv_output_bias)
         self.stochastic_depth = StochasticDepth(drop_rate)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map [B, C_in, H, W] to [B, C_out, ceil(H / stride), ceil(W / stride)]."""
-        y = self.activation(self.expand_norm(self.expand(self.pre_norm(x_BCHW))))
-        y = self.activation(self.depthwise_norm(self.depthwise(y)))
+        y = self.pool(self.pre_activation(self.pre_norm(x_BCHW)))
+        y = self.activation(self.expand_norm(self.expand(y)))
+        y = self.activation(self.depthwise_norm(self.early_se(self.depthwise(y))))
         y = self.project(self.se(y))
         return self.shortcut(x_BCHW) + self.stochastic_depth(y)

@@ -4,46 +4,53 @@ Shape letters: B batch, C channels, H height, W width, K classes.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from coatnet.config import ModelConfig
-from coatnet.layers import LAYER_NORM_EPS, make_norm_2d
+from coatnet.layers import ACTIVATIONS, make_norm_2d
 from coatnet.mbconv import MBConvBlock
 from coatnet.relative_attention import RelativeBias
 from coatnet.transformer import TransformerBlock
 
 
 class Stem(nn.Sequential):
-    """S0: 3x3 convolutions, the first with the stem's stride; norm and GELU between them."""
+    """S0: 3x3 convolutions, the first with the stem's stride; norm and activation between them."""
 
     def __init__(self, config: ModelConfig) -> None:
-        layers: list[nn.Module] = [
-            nn.Conv2d(config.in_channels, config.stem_width, 3, stride=config.stem_stride, padding=1)
-        ]
-        for _ in range(config.stem_depth - 1):
-            layers += [
-                make_norm_2d(config.norm, config.stem_width),
-                nn.GELU(),
-                nn.Conv2d(config.stem_width, config.stem_width, 3, padding=1),
-            ]
+        inner = config.stem_inner_width or config.stem_width
+        widths = [config.in_channels] + [inner] * (config.stem_depth - 1) + [config.stem_width]
+        layers: list[nn.Module] = []
+        for index, (in_width, width) in enumerate(pairwise(widths)):
+            if index:
+                layers += [
+                    make_norm_2d(config.norm, in_width, config.norm_eps),
+                    ACTIVATIONS[config.conv_activation](),
+                ]
+            stride = 1 if index else config.stem_stride
+            layers.append(nn.Conv2d(in_width, width, 3, stride=stride, padding=1, bias=config.stem_bias))
         super().__init__(*layers)
 
 
 class Head(nn.Module):
-    """Global average pool, LayerNorm, (Linear, tanh), Linear."""
+    """Global average pool, norm (or the norm first), (Linear, tanh), Linear."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.widths[-1]
-        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.norm_first = config.head_norm == "before_pool"
+        self.norm = make_norm_2d(config.transformer_norm, width, config.transformer_norm_eps)
         self.hidden = nn.Linear(width, width) if config.head_hidden else None
         self.classifier = nn.Linear(width, config.num_classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map features [B, C, H, W] to logits [B, K]."""
-        x_BC = self.norm(x_BCHW.mean((2, 3)))
+        if self.norm_first:
+            x_BC = self.norm(x_BCHW).mean((2, 3))
+        else:
+            x_BC = self.norm(x_BCHW.mean((2, 3), keepdim=True)).flatten(1)
         if self.hidden is not None:
             x_BC = torch.tanh(self.hidden(x_BC))
         return self.classifier(x_BC)

@@ -88,15 +88,31 @@ class RelativeAttentionLayer(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, head_size: int, grid_size: int, kind: RelativeAttention
+        self,
+        in_channels: int,
+        out_channels: int,
+        head_size: int,
+        grid_size: int,
+        kind: RelativeAttention,
+        *,
+        inner_channels: int | None = None,
+        bias: nn.Module | None = None,
     ) -> None:
+        """Build the layer.
+
+        `inner_channels` is the width of q, k and v (by default the output's); `bias`, a module called
+        as `RelativeBias` is, replaces the table.
+        """
         super().__init__()
+        inner_channels = inner_channels or out_channels
         self.kind = kind
         self.head_size = head_size
-        self.num_heads = out_channels // head_size
-        self.qkv = nn.Linear(in_channels, 3 * out_channels)
-        self.project = nn.Linear(out_channels, out_channels)
-        self.bias = RelativeBias(self.num_heads, grid_size) if kind != "none" else None
+        self.num_heads = inner_channels // head_size
+        self.qkv = nn.Linear(in_channels, 3 * inner_channels)
+        self.project = nn.Linear(inner_channels, out_channels)
+        if bias is None and kind != "none":
+            bias = RelativeBias(self.num_heads, grid_size)
+        self.bias = bias
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """Map [B, H, W, C_in] to [B, H, W, C_out]."""

@@ -3,8 +3,9 @@
 from torch import Tensor, nn
 
 from coatnet.config import ModelConfig, PoolKind
-from coatnet.layers import LAYER_NORM_EPS, Downsample, StochasticDepth, pool_2d
+from coatnet.layers import Downsample, LayerScale, StochasticDepth, make_norm_channels_last, pool_2d
 from coatnet.relative_attention import RelativeAttentionLayer
+from coatnet.relative_mlp import RelativeMlp
 
 
 class FeedForward(nn.Module):
@@ -40,13 +41,24 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.stride = stride
         self.pool: PoolKind = config.pool
-        self.shortcut = Downsample(in_channels, out_channels, stride, config.pool)
-        self.attention_norm = nn.LayerNorm(in_channels, eps=LAYER_NORM_EPS)
+        bias = config.transformer_shortcut_bias
+        self.shortcut = Downsample(in_channels, out_channels, stride, config.pool, bias)
+        kind, eps, scale = config.transformer_norm, config.transformer_norm_eps, config.layer_scale_init
+        self.attention_norm = make_norm_channels_last(kind, in_channels, eps)
+        inner_channels = out_channels if config.attention_width == "output" else in_channels
         self.attention = RelativeAttentionLayer(
-            in_channels, out_channels, config.head_size, grid_size, config.relative_attention
+            in_channels,
+            out_channels,
+            config.head_size,
+            grid_size,
+            config.relative_attention,
+            inner_channels=inner_channels,
+            bias=_make_mlp(config, inner_channels // config.head_size),
         )
-        self.ffn_norm = nn.LayerNorm(out_channels, eps=LAYER_NORM_EPS)
+        self.attention_scale = LayerScale(out_channels, scale) if scale else nn.Identity()
+        self.ffn_norm = make_norm_channels_last(kind, out_channels, eps)
         self.ffn = FeedForward(out_channels, config.ffn_expansion)
+        self.ffn_scale = LayerScale(out_channels, scale) if scale else nn.Identity()
         self.stochastic_depth = StochasticDepth(drop_rate)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -55,6 +67,12 @@ class TransformerBlock(nn.Module):
         y = self.attention_norm(x_BCHW.permute(0, 2, 3, 1))
         if self.stride > 1:
             y = pool_2d(y.permute(0, 3, 1, 2), self.stride, self.pool).permute(0, 2, 3, 1)
-        x = shortcut + self.stochastic_depth(self.attention(y))
-        x = x + self.stochastic_depth(self.ffn(self.ffn_norm(x)))
+        x = shortcut + self.stochastic_depth(self.attention_scale(self.attention(y)))
+        x = x + self.stochastic_depth(self.ffn_scale(self.ffn(self.ffn_norm(x))))
         return x.permute(0, 3, 1, 2)
+
+
+def _make_mlp(config: ModelConfig, num_heads: int) -> RelativeMlp | None:
+    if config.relative_position == "table" or config.relative_attention == "none":
+        return None
+    return RelativeMlp(num_heads, config.relative_mlp_hidden)

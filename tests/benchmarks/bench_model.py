@@ -14,10 +14,12 @@ from timm.models.maxxvit import MaxxVit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from coatnet import CoAtNet, create_model
+from coatnet import CoAtNet, model_config
+from coatnet.interop import timm_config
+from coatnet.timm_weights import model_from_timm
 from tests.benchmarks.measure import side_by_side
 from tests.benchmarks.session import Session
-from tests.benchmarks.timm_twin import TIMM_CHOICES, registered_twin, set_fused_attention, to_ours, twin
+from tests.benchmarks.timm_twin import TIMM_CHOICES, set_fused_attention, twin
 
 _TOLERANCE = 1e-4
 """Largest difference of logits, in units of their standard deviation."""
@@ -81,12 +83,15 @@ def main() -> None:
 
 
 def make_twins(work: Workload) -> Twins:
-    """Build both, ours with timm's choices of downsampling, and give ours timm's weights."""
+    """Build timm's model, and ours with its choices and its weights."""
     torch.manual_seed(0)
-    ours = create_model(work.ours, **TIMM_CHOICES)
-    peer = registered_twin(work.timm) if work.timm else twin(ours.config)
-    ours.load_state_dict(to_ours(peer.state_dict(), ours.config))  # Strict: every weight has its twin.
-    return Twins(ours=ours, peer=peer)
+    if work.timm:
+        config, peer = timm_config(work.timm), timm.create_model(work.timm)
+        assert isinstance(peer, MaxxVit)
+    else:
+        config = model_config(work.ours, **TIMM_CHOICES)
+        peer = twin(config)
+    return Twins(ours=model_from_timm(config, peer.state_dict()), peer=peer)
 
 
 def check_same(twins: Twins, images: Tensor) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from coatnet import ModelConfig
-from coatnet.layers import Downsample
+from coatnet.layers import Downsample, make_norm_2d, make_norm_channels_last
 from coatnet.mbconv import MBConvBlock
 from coatnet.transformer import TransformerBlock
 
@@ -82,3 +82,17 @@ def test_gradients_are_right(kind: str) -> None:
         )
     x = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(block.double(), (x,))
+
+
+@pytest.mark.parametrize(("kind", "eps"), [("batch", 1e-3), ("layer", 1e-5)])
+def test_each_kind_of_norm_has_its_usual_epsilon(kind: Any, eps: float) -> None:
+    norms: list[Any] = [make_norm_2d(kind, 4, None), make_norm_channels_last(kind, 4, None)]
+    assert [norm.eps for norm in norms] == [eps, eps]
+    assert make_norm_2d(kind, 4, 1e-6).eps == 1e-6
+
+
+def test_batch_norm_of_channels_last_tensors_is_the_same_function() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 5, 4)
+    expected = make_norm_2d("batch", 4, None)(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(make_norm_channels_last("batch", 4, None)(x), expected)

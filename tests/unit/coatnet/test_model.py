@@ -21,9 +21,12 @@ def make_small(**overrides: object) -> CoAtNet:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64), (50, 83), (33, 33), (128, 128)])
-def test_any_resolution_with_the_same_weights(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "overrides", [{}, {"downsample_on": "pool", "pool": "max3", "relative_position": "mlp"}]
+)
+def test_any_resolution_with_the_same_weights(size: tuple[int, int], overrides: dict[str, object]) -> None:
     """timm's set_input_size replaces parameters, and 200x200 and 250x330 inputs crash it."""
-    model = make_small()
+    model = make_small(**overrides)
     state = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for mode in (True, False):
         assert model.train(mode)(torch.randn(2, 3, *size)).shape == (2, 5)
@@ -40,7 +43,17 @@ def test_any_resolution_with_the_same_weights(size: tuple[int, int]) -> None:
         {"relative_attention": "none"},
         {"norm": "layer"},
         {"downsample_on": "depthwise"},
+        {"downsample_on": "pool"},
         {"pool": "avg"},
+        {"pool": "max3"},
+        {"stem_inner_width": 4, "stem_bias": False},
+        {"conv_activation": "silu", "pre_norm_activation": True},
+        {"conv_expand_from": "input", "conv_output_bias": False},
+        {"se_place": "before_norm", "se_activation": "relu", "se_ratio_of": "hidden"},
+        {"relative_position": "mlp", "relative_mlp_hidden": 8},
+        {"attention_width": "input", "transformer_shortcut_bias": False},
+        {"layer_scale_init": 1e-6},
+        {"transformer_norm": "batch", "head_norm": "before_pool"},
         {"head_hidden": False},
         {"se_ratio": 0.0},
         {"strides": (1, 2, 2, 1)},

@@ -1,12 +1,19 @@
+from typing import Any
+
 from coatnet.config import ModelConfig
 from coatnet.model import CoAtNet
 from coatnet.param_groups import make_optimizer, make_param_groups
 from coatnet.train_config import TrainConfig
 
 
-def make_model() -> CoAtNet:
+def make_model(**overrides: Any) -> CoAtNet:
     config = ModelConfig(
-        stem_width=8, widths=(8, 8, 32, 32), depths=(1, 1, 1, 1), num_classes=4, pretrain_image_size_px=32
+        stem_width=8,
+        widths=(8, 8, 32, 32),
+        depths=(1, 1, 1, 1),
+        num_classes=4,
+        pretrain_image_size_px=32,
+        **overrides,
     )
     return CoAtNet(config)
 
@@ -24,6 +31,19 @@ def test_biases_norms_and_relative_tables_do_not_decay() -> None:
     assert tables <= kept_names
     assert all(name.endswith("weight") for name in decayed_names)
     assert all(parameter.ndim == 1 for parameter in kept["params"] if names[id(parameter)] not in tables)
+
+
+def test_relative_mlps_and_layer_scales_do_not_decay() -> None:
+    """A relative MLP stands for a bias table; timm leaves it out of weight decay too."""
+    model = make_model(relative_position="mlp", layer_scale_init=1e-6)
+    decayed = {id(parameter) for parameter in make_param_groups(model, 0.05)[0]["params"]}
+    others = [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if ".attention.bias." in name or name.endswith("gamma")
+    ]
+    assert len(others) == 2 * (4 + 2)
+    assert not [name for name, parameter in others if id(parameter) in decayed]
 
 
 def test_frozen_parameters_are_left_out() -> None:
