@@ -35,8 +35,11 @@ class ModelConfig:
     """A letter a stage: C for MBConv blocks, T for transformer blocks."""
     stem_width: int = 64
     stem_depth: int = 2
-    """Number of 3x3 convolutions in the stem (S0)."""
+    """Number of convolutions in the stem (S0)."""
+    stem_kernel_size: int = 3
+    """Of the stem's first convolution; the others are 3x3."""
     stem_stride: int = 2
+    """Of the stem's first convolution."""
     stem_inner_width: int | None = None
     """Channels of the stem's convolutions before the last; None: `stem_width`."""
     stem_bias: bool = True
@@ -143,7 +146,13 @@ def _check_positive(name: str, value: int) -> None:
 def _check_numbers(config: ModelConfig) -> None:
     for name in ("stem_width", "stem_depth", "stem_stride", "head_size", "conv_expansion", "ffn_expansion"):
         _check_positive(name, getattr(config, name))
-    for name in ("relative_mlp_hidden", "num_classes", "in_channels", "pretrain_image_size_px"):
+    for name in (
+        "stem_kernel_size",
+        "relative_mlp_hidden",
+        "num_classes",
+        "in_channels",
+        "pretrain_image_size_px",
+    ):
         _check_positive(name, getattr(config, name))
     if config.stem_inner_width is not None:
         _check_positive("stem_inner_width", config.stem_inner_width)

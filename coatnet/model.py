@@ -17,7 +17,10 @@ from coatnet.transformer import TransformerBlock
 
 
 class Stem(nn.Sequential):
-    """S0: 3x3 convolutions, the first with the stem's stride; norm and activation between them."""
+    """S0: convolutions, the first with the stem's stride and kernel; norm and activation between them.
+
+    Zeros around the image make ceil(H / stride) rows of it, also where the stride does not divide H.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         inner = config.stem_inner_width or config.stem_width
@@ -29,8 +32,11 @@ class Stem(nn.Sequential):
                     make_norm_2d(config.norm, in_width, config.norm_eps),
                     ACTIVATIONS[config.conv_activation](),
                 ]
-            stride = 1 if index else config.stem_stride
-            layers.append(nn.Conv2d(in_width, width, 3, stride=stride, padding=1, bias=config.stem_bias))
+            size, stride = (3, 1) if index else (config.stem_kernel_size, config.stem_stride)
+            padding = (size - 1) // 2
+            layers.append(
+                nn.Conv2d(in_width, width, size, stride=stride, padding=padding, bias=config.stem_bias)
+            )
         super().__init__(*layers)
 
 
@@ -74,9 +80,9 @@ class CoAtNet(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Map normalised float images [B, C, H, W] to logits [B, K].
 
-        Raises ValueError for a wrong rank, channel count or dtype.
+        Raises ValueError for a wrong rank, channel count or dtype, or for too small an image.
         """
-        check_images(images_BCHW, self.config.in_channels)
+        check_images(images_BCHW, self.config)
         x = self.stem(images_BCHW.contiguous(memory_format=torch.channels_last))
         for stage in self.stages:
             x = stage(x)
@@ -127,11 +133,15 @@ def _make_stages(config: ModelConfig) -> list[nn.Sequential]:
     return stages
 
 
-def check_images(images_BCHW: Tensor, in_channels: int) -> None:
-    """Raise ValueError unless the images are a floating-point [B, in_channels, H, W]."""
+def check_images(images_BCHW: Tensor, config: ModelConfig) -> None:
+    """Raise ValueError unless the images are a floating-point [B, in_channels, H, W] of enough pixels."""
+    in_channels, smallest = config.in_channels, config.stem_stride
     if images_BCHW.ndim != 4:
         raise ValueError(f"images have shape {tuple(images_BCHW.shape)}; expected [B, {in_channels}, H, W]")
     if images_BCHW.shape[1] != in_channels:
         raise ValueError(f"images have {images_BCHW.shape[1]} channels; the model takes {in_channels}")
     if not images_BCHW.is_floating_point():
         raise ValueError(f"images are {images_BCHW.dtype}; normalise them to a floating-point type first")
+    height, width = images_BCHW.shape[2:]
+    if min(height, width) < smallest:
+        raise ValueError(f"images have {height} x {width} pixels; the stem needs {smallest} x {smallest}")

@@ -34,15 +34,19 @@ class RelativeBias(nn.Module):
 
     def forward(self, height: int, width: int, dtype: torch.dtype) -> Tensor:
         """Return the bias [h, N, N] of a height x width grid; entry (i, j) is w[i - j]."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self.training or torch.is_grad_enabled():
             return self._gather(height, width, dtype)
         table = self.table
+        if table.is_inference():  # made in inference mode: such a tensor does not count its writes
+            return self._gather(height, width, dtype)
         # `_version` grows with every in-place write: optimizer step, EMA swap, load_state_dict.
         version = (table.data_ptr(), table._version)  # pyright: ignore[reportPrivateUsage]
-        if version != self._cached_version or len(self._cache) >= _MAX_CACHED_GRIDS:
+        if version != self._cached_version:
             self._cached_version, self._cache = version, {}
         key = (height, width, dtype, table.device)
         if key not in self._cache:
+            if len(self._cache) == _MAX_CACHED_GRIDS:
+                self._cache = {}
             self._cache[key] = self._gather(height, width, dtype)
         return self._cache[key]
 

@@ -185,6 +185,7 @@ def _check_expressible(config: ModelConfig) -> None:
     reasons = {
         "relative_attention = 'post'": config.relative_attention == "post",
         f"stem_depth = {config.stem_depth} (only 2)": config.stem_depth != 2,
+        f"stem_kernel_size = {config.stem_kernel_size} (only 3)": config.stem_kernel_size != 3,
         f"stem_stride = {config.stem_stride} (only 2)": config.stem_stride != 2,
         "a first stage without stride": config.strides[0] == 1,
         "another width without stride": any(s == 1 and i != o for s, i, o in pairs),

@@ -48,6 +48,30 @@ VARIANTS: dict[str, ModelConfig] = {
         head_hidden=False,
         pretrain_image_size_px=32,
     ),
+    # As nano, at half of CoAtNet-0's width and 64 px: about a million parameters.
+    "coatnet_tiny": ModelConfig(
+        layout="CCT",
+        stem_width=32,
+        stem_depth=1,
+        widths=(48, 96, 160),
+        depths=(1, 2, 3),
+        strides=(1, 2, 2),
+        se_ratio=0.0,
+        head_hidden=False,
+        pretrain_image_size_px=64,
+    ),
+    # ViT_REL, which section 2.2 compares with: patches and relative attention alone. The paper does not
+    # give its sizes; these have CoAtNet-0's parameters within 4%.
+    "vit_rel_0": ModelConfig(
+        layout="T",
+        stem_width=384,
+        stem_depth=1,
+        stem_kernel_size=16,
+        stem_stride=16,
+        widths=(384,),
+        depths=(14,),
+        strides=(1,),
+    ),
 }
 
 

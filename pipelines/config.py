@@ -146,6 +146,8 @@ class Runtime:
     """Node-local folder for shards."""
     cache_size_bytes: int = 20 * 1024**3
     checkpoint_every_steps: int = 200
+    checkpointed_stages: tuple[int, ...] = ()
+    """Model stages, counted from 0, that compute their activations again in the backward pass, for memory."""
     max_failures: int = 3
     """Worker crashes to survive in one stage."""
     audit_dir: str | None = None
@@ -179,6 +181,12 @@ class RunConfig:
     runtime: Runtime = field(default_factory=Runtime)
 
     def __post_init__(self) -> None:
+        num_stages = len(self.recipe.model_config(num_classes=2).layout)
+        if wrong := [index for index in self.runtime.checkpointed_stages if not 0 <= index < num_stages]:
+            raise InputError(
+                f"runtime.checkpointed_stages has {wrong[0]}; {self.recipe.model} has stages 0 to "
+                f"{num_stages - 1}"
+            )
         for name, phase in (("pretrain", self.recipe.pretrain), ("finetune", self.recipe.finetune)):
             if self.runtime.num_workers > phase.num_lanes:
                 raise InputError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from coatnet.activation_checkpointing import checkpoint_stages
 from coatnet.checkpoint import CheckpointStore
 from coatnet.config import ModelConfig
 from coatnet.interop import load_for_finetune, save_model
@@ -116,13 +117,17 @@ def _audited(augment: Augment, plan: TrainPlan, rank: int) -> Augment | AuditedA
 
 def make_model(plan: TrainPlan, root: Store) -> tuple[CoAtNet, list[str]]:
     """Return the model to start from, and the parameters drawn anew where weights were given."""
+    renewed: list[str] = []
     if plan.initial_weights_path is None:
-        return CoAtNet(plan.model_config), []
-    with tempfile.TemporaryDirectory() as folder:
-        download_folder(root.sub(plan.initial_weights_path), Path(folder))
-        return load_for_finetune(
-            Path(folder), plan.model_config.num_classes, plan.phase.stochastic_depth_rate
-        )
+        model = CoAtNet(plan.model_config)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            download_folder(root.sub(plan.initial_weights_path), Path(folder))
+            model, renewed = load_for_finetune(
+                Path(folder), plan.model_config.num_classes, plan.phase.stochastic_depth_rate
+            )
+    checkpoint_stages(model.stages, plan.runtime.checkpointed_stages)
+    return model, renewed
 
 
 def make_train_loader(worker: Worker, plan: TrainPlan, dataset: Store, snapshot: Snapshot) -> TrainLoader:

@@ -3,10 +3,13 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from coatnet import CoAtNet, ModelConfig
 from coatnet.activation_checkpointing import checkpoint_stages
+from coatnet.worker import LocalWorker
 from data.errors import InputError
+from tests.tiny_training import spawn_ranks
 
 CONFIG = ModelConfig(
     layout="CCT",
@@ -75,3 +78,22 @@ def test_eval_and_the_state_dict_are_the_plain_models() -> None:
 def test_a_stage_that_is_not_there() -> None:
     with pytest.raises(InputError, match="no stage 3 to checkpoint: the model has 0 to 2"):
         checkpoint_stages(CoAtNet(CONFIG).stages, [3])
+
+
+def train_distributed(worker: LocalWorker, checkpointed: bool) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model = CoAtNet(CONFIG)
+    checkpoint_stages(model.stages, range(3) if checkpointed else ())
+    forward = DistributedDataParallel(model, find_unused_parameters=True)
+    torch.manual_seed(worker.rank)
+    forward(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def test_it_works_under_data_parallelism() -> None:
+    plain, checkpointed = (
+        spawn_ranks(train_distributed, choice, world_size=2)[0] for choice in (False, True)
+    )
+    assert plain.keys() == checkpointed.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(checkpointed[name], value, msg=name)

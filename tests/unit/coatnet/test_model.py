@@ -92,6 +92,7 @@ def test_stochastic_depth_grows_linearly_and_only_acts_in_training() -> None:
         (torch.zeros(3, 64, 64), r"shape \(3, 64, 64\); expected \[B, 3, H, W\]"),
         (torch.zeros(1, 1, 64, 64), "1 channels; the model takes 3"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "torch.uint8; normalise"),
+        (torch.zeros(1, 3, 64, 1), "64 x 1 pixels; the stem needs 2 x 2"),
     ],
 )
 def test_wrong_images_are_one_clear_error(images: torch.Tensor, message: str) -> None:

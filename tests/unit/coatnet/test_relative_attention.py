@@ -77,6 +77,25 @@ def test_eval_cache_follows_every_way_to_change_the_table() -> None:
         assert (bias(3, 3, torch.float32) == 3).all()
 
 
+def test_many_grids_are_not_all_kept() -> None:
+    bias = RelativeBias(num_heads=1, grid_size=3).eval()
+    bias.reset_parameters()
+    with torch.no_grad():
+        kept = [bias(side, 2, torch.float32) for side in range(1, 20)]
+        assert bias(19, 2, torch.float32) is kept[-1]
+        assert bias(1, 2, torch.float32) is not kept[0]
+
+
+def test_a_model_made_in_inference_mode_runs() -> None:
+    """Its tensors do not track versions, which the cache asks for."""
+    with torch.inference_mode():
+        bias = RelativeBias(num_heads=1, grid_size=3).eval()
+        bias.reset_parameters()
+        assert bias(3, 3, torch.float32).shape == (1, 9, 9)
+        bias.table.fill_(1.0)
+        assert (bias(3, 3, torch.float32) == 1).all()
+
+
 def test_gradient_reaches_the_table() -> None:
     layer = RelativeAttentionLayer(8, 8, head_size=4, grid_size=2, kind="pre")
     assert layer.bias is not None

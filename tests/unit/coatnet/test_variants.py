@@ -66,6 +66,27 @@ def test_multiply_adds(name: str, image_size_px: int, column: int, downsample_on
     assert counter.get_total_flops() / 2e9 == pytest.approx(expected, rel=0.01)
 
 
+def test_sizes_of_our_own_variants() -> None:
+    assert 0.9e6 < count_parameters("coatnet_tiny", num_classes=10) < 1.2e6
+    assert count_parameters("vit_rel_0") == pytest.approx(PARAMETERS["coatnet_0"], rel=0.04)
+
+
+@pytest.mark.parametrize("layout", ["CCCC", "CCCT", "CCTT", "CTTT"])
+def test_the_papers_layouts_are_an_override(layout: str) -> None:
+    """Section 2.2 compares them."""
+    with torch.device("meta"):
+        model = create_model("coatnet_0", layout=layout).eval()
+        assert model(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
+
+
+@pytest.mark.parametrize("depths", [(2, 2, 6, 14, 2), (2, 2, 2, 18, 2), (2, 2, 8, 12, 2)])
+def test_the_papers_depths_are_an_override(depths: tuple[int, ...]) -> None:
+    """Table 7: V0, V1 and V2 move blocks between S2 and S3 of CoAtNet-2; the first number is the stem's."""
+    with torch.device("meta"):
+        model = create_model("coatnet_2", stem_depth=depths[0], depths=depths[1:])
+    assert [len(stage) for stage in model.stages] == list(depths[1:])  # pyright: ignore[reportArgumentType]
+
+
 def test_every_listed_model_can_be_built() -> None:
     for name in list_models():
         assert count_parameters(name) > 0

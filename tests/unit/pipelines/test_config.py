@@ -37,6 +37,10 @@ def test_overrides_win_over_files_and_files_over_defaults() -> None:
         (["--recipe.model_overrides", "{width: 3}"], r"unknown model option 'width'"),
         (["--recipe.pretrain.train.epochs", "0"], r"epochs is 0; it must be at least 1"),
         (["--runtime.num_workers", "0"], r"runtime.num_workers is 0"),
+        (
+            ["--runtime.checkpointed_stages", "[0, 3]"],
+            r"checkpointed_stages has 3; coatnet_nano has stages 0 to 2",
+        ),
         (["--config", "missing.yaml"], r"missing.yaml"),
     ],
 )
