@@ -30,8 +30,9 @@ down: ## Stop the local services that demo started
 test: check ## make check and the test suite, without what is slow
 	$(PYTEST) -m "not slow" --durations=15
 
-test-all: check ## Everything: also the full demo, long faults
+test-all: check ## Everything: also the full demo, long faults, retraining, the benchmarks
 	$(PYTEST) --durations=25
+	$(MAKE) bench
 
 check: .venv/installed-dev ## ruff, pyright strict, import-linter
 	$(BIN)/ruff format --check .

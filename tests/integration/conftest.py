@@ -20,7 +20,7 @@ from pipelines.demo import job_command
 from tests.conftest import REPOSITORY, Stack
 
 SMOKE_CONFIG = "pipelines/configs/smoke.yaml"
-# It takes 2 minutes on two idle cores; a busy machine may need several times that.
+# It takes 100 s on two idle cores; a busy machine may need several times that.
 _JOB_TIMEOUT_S = 720
 
 
