@@ -1,7 +1,8 @@
 """Our CoAtNet against timm's, with equal weights and inputs: forward, and a whole training step.
 
 The same logits are asserted first. timm runs at the best of its settings (channels_last or not, fused
-attention or not), which a small sweep finds for each row; ours runs as it is. float32, eager.
+attention or not), which a small sweep finds for each row; ours runs as it is, and for inference also with
+its BatchNorm folded, as it is served. float32, eager.
 """
 
 import itertools
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coatnet import CoAtNet, model_config
+from coatnet.folding import fold_batch_norm
 from coatnet.interop import timm_config
 from coatnet.timm_weights import model_from_timm
 from tests.benchmarks.measure import side_by_side
@@ -63,7 +65,11 @@ def main() -> None:
         labels = torch.randint(0, twins.ours.config.num_classes, (work.batch_size,))
         difference = check_same(twins, images[:2])
         session.note(f"{work.ours} largest difference of logits", difference)
-        for kind, make_call in (("forward", forward_call), ("training step", step_call)):
+        for kind, make_call, ours in (
+            ("forward", forward_call, twins.ours),
+            ("forward, BatchNorm folded", forward_call, fold_batch_norm(twins.ours)),
+            ("training step", step_call, twins.ours),
+        ):
             row = f"{work.ours} {work.image_size_px} px, batch {work.batch_size}, {kind}"
             small = max(2, work.batch_size // _SWEEP_SHARE)
             sweep = sweep_peer(twins.peer, make_call, images[:small], labels[:small])
@@ -72,7 +78,7 @@ def main() -> None:
             apply_settings(twins.peer, best)
             session.compare(
                 row,
-                make_call(twins.ours, images, labels),
+                make_call(ours, images, labels),
                 make_call(twins.peer, images.contiguous(memory_format=_format(best)), labels),
                 num_items=work.batch_size,
                 unit="images/s",
