@@ -93,6 +93,10 @@ class ObjectStore:
             "s3.autoCreateBucket": "false",
             "s3.allowDeleteBucketNotEmpty": "false",
             "filer.maxMB": "1",
+            # Relative to its folder, for a socket's path is limited to 107 bytes. Where SeaweedFS puts them
+            # otherwise, in /tmp by port, one that another user left behind ends it.
+            "s3.localSocket": "../s3.sock",
+            "filer.localSocket": "../filer.sock",
         }
         for part in ("s3", "master", "volume", "filer", "admin"):
             name = "s3" if part == "s3" else f"s3_{part}"
