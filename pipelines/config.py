@@ -215,7 +215,7 @@ def parse_run_config(argv: Sequence[str], description: str) -> RunConfig:
 
 
 def parse_config(config_type: type[ConfigT], argv: Sequence[str], description: str) -> ConfigT:
-    """Build any frozen dataclass tree from YAML files and dotted overrides.
+    """Build any frozen dataclass tree from YAML files and dotted overrides, which win wherever they stand.
 
     Raises InputError in one line; an unknown key names the valid ones. `--help` exits 0.
     """
@@ -223,10 +223,21 @@ def parse_config(config_type: type[ConfigT], argv: Sequence[str], description: s
     parser.add_argument("--config", action="config", help="A YAML file; may be given several times.")
     parser.add_class_arguments(config_type, None)
     try:
-        values = parser.instantiate(parser.parse_args(list(argv)))
+        values = parser.instantiate(parser.parse_args(_files_first(argv)))
     except jsonargparse.ArgumentError as error:
         raise InputError(_explain(config_type, str(error))) from None
     return config_type(**{name: values[name] for name in config_type.__dataclass_fields__})  # pyright: ignore
+
+
+def _files_first(argv: Sequence[str]) -> list[str]:
+    """Move `--config FILE` to the front: what is read later wins."""
+    files: list[str] = []
+    others: list[str] = []
+    for index, argument in enumerate(argv):
+        follows = index > 0 and argv[index - 1] == "--config"
+        is_file = follows or argument == "--config" or argument.startswith("--config=")
+        (files if is_file else others).append(argument)
+    return [*files, *others]
 
 
 def _is_given(argv: Sequence[str], option: str) -> bool:

@@ -317,7 +317,7 @@ def test_a_champion_that_others_registered_is_refused_before_any_work(contest: C
     client.create_registered_model(arena.model_name)
     client.create_model_version(arena.model_name, source="s3://elsewhere/model")
     client.set_registered_model_alias(arena.model_name, CHAMPION, "1")
-    with pytest.raises(InputError, match=r"version 1 of model 'foreign-.*' has no tag 'coatnet.classes'"):
+    with pytest.raises(InputError, match=r"version 1 of model 'foreign-.*' has no tag 'pipeline.classes'"):
         check_champion_fits(champion_of(arena), CLASSES)
 
 

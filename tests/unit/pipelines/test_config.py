@@ -16,8 +16,10 @@ def test_every_shipped_config_parses(path: Path) -> None:
 
 
 def test_overrides_win_over_files_and_files_over_defaults() -> None:
-    config = parse_run_config([*DEMO, "--recipe.finetune.train.epochs", "3"], "")
+    override = ["--recipe.finetune.train.epochs", "3"]
+    config = parse_run_config([*DEMO, *override], "")
     assert config.recipe.finetune.train.epochs == 3
+    assert parse_run_config([*override, *DEMO], "") == config, "a file took back what stood before it"
     assert config.recipe.finetune.decode.image_size_px == 48
     assert config.recipe.finetune.train.betas == (0.9, 0.999)
 
