@@ -33,11 +33,14 @@ def make_target(name: str, folder: Path) -> JobTarget:
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_with_a_checkpoint_and_the_next_run_goes_on(
     stack: Stack, cifar10: Path, tmp_path: Path
 ) -> None:
     target = make_target("demo-stopped", tmp_path)
-    options = ("--config", SMOKE_CONFIG, "--recipe.finetune.train.epochs", "1")
+    # Three epochs: the first line of progress comes when one is nearly over.
+    epochs = ("--recipe.pretrain.train.epochs", "3", "--recipe.finetune.train.epochs", "1")
+    options = ("--config", SMOKE_CONFIG, *epochs)
     demo = start_demo(stack, target, *options)
     assert demo.stdout is not None
     lines: list[str] = []
@@ -51,7 +54,7 @@ def test_ctrl_c_stops_with_a_checkpoint_and_the_next_run_goes_on(
     assert "stopped; make demo goes on from here" in rest
     assert "Traceback" not in rest
     output, _ = start_demo(stack, target, *options).communicate(timeout=800)
-    assert re.search(r"^pretrain  epoch 1/1  resumed at step \d+/187$", output, re.MULTILINE), output
+    assert re.search(r"^pretrain  epoch [123]/3  resumed at step \d+/187$", output, re.MULTILINE), output
     assert f"registry     {target.model_name} version 1: " in output
     assert "Stop everything        make down" in output
 
