@@ -33,7 +33,6 @@ def make_target(name: str, folder: Path) -> JobTarget:
     )
 
 
-@pytest.mark.slow
 def test_ctrl_c_stops_with_a_checkpoint_and_the_next_run_goes_on(
     stack: Stack, cifar10: Path, tmp_path: Path
 ) -> None:
