@@ -14,7 +14,7 @@ from data.errors import InputError
 class CheckpointedStage(nn.Sequential):
     """A stage that keeps only its blocks' inputs for the backward pass.
 
-    Names of weights are those of the plain stage. In eval, or without gradients, it is the plain stage.
+    Names of weights are those of the plain stage. In eval it is the plain stage.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -20,6 +20,24 @@ def _paper(
     )
 
 
+def _small(widths: tuple[int, int, int], image_size_px: int) -> ModelConfig:
+    """For CPUs and small images: C-C-T, the first stage at the stem's resolution, a total stride of 8.
+
+    Neither squeeze-and-excitation nor a hidden layer in the head.
+    """
+    return ModelConfig(
+        layout="CCT",
+        stem_width=32,
+        stem_depth=1,
+        widths=widths,
+        depths=(1, 2, 3),
+        strides=(1, 2, 2),
+        se_ratio=0.0,
+        head_hidden=False,
+        pretrain_image_size_px=image_size_px,
+    )
+
+
 VARIANTS: dict[str, ModelConfig] = {
     # Table 3.
     "coatnet_0": _paper(64, (96, 192, 384, 768), (2, 3, 5, 2)),
@@ -33,33 +51,10 @@ VARIANTS: dict[str, ModelConfig] = {
     # parameters; only 3072 gives the 1.47B that the same table states.
     "coatnet_6": _paper(192, (192, 384, 768, 1536, 3072), (2, 4, 8, 42, 2), 128, "CCCTT"),
     "coatnet_7": _paper(192, (256, 512, 1024, 2048, 3072), (2, 4, 8, 42, 2), 128, "CCCTT"),
-    # Ours, for CPUs and images of 32 to 64 px: C-C-T instead of C-C-T-T, the first stage at the
-    # stem's resolution, no squeeze-and-excitation and no hidden layer in the head. Derived from
-    # CoAtNet-0 by a third of the width and a total stride of 8, which leaves attention a 4x4 grid
-    # at 32 px.
-    "coatnet_nano": ModelConfig(
-        layout="CCT",
-        stem_width=32,
-        stem_depth=1,
-        widths=(32, 64, 128),
-        depths=(1, 2, 3),
-        strides=(1, 2, 2),
-        se_ratio=0.0,
-        head_hidden=False,
-        pretrain_image_size_px=32,
-    ),
-    # As nano, at half of CoAtNet-0's width and 64 px: about a million parameters.
-    "coatnet_tiny": ModelConfig(
-        layout="CCT",
-        stem_width=32,
-        stem_depth=1,
-        widths=(48, 96, 160),
-        depths=(1, 2, 3),
-        strides=(1, 2, 2),
-        se_ratio=0.0,
-        head_hidden=False,
-        pretrain_image_size_px=64,
-    ),
+    # Ours. A third of CoAtNet-0's width leaves attention a 4x4 grid at 32 px; half of it makes about a
+    # million parameters.
+    "coatnet_nano": _small((32, 64, 128), 32),
+    "coatnet_tiny": _small((48, 96, 160), 64),
     # ViT_REL, which section 2.2 compares with: patches and relative attention alone. The paper does not
     # give its sizes; these have CoAtNet-0's parameters within 4%.
     "vit_rel_0": ModelConfig(

@@ -18,6 +18,8 @@ def test_what_another_user_left_in_tmp_does_not_matter(tmp_path: Path) -> None:
     (left / "in the way").mkdir(parents=True)
     try:
         run_stack(tmp_path, "up", "--services", "s3", "--s3-port", str(port))
+        assert f"http://127.0.0.1:{port}" in run_stack(tmp_path, "status", "--services", "s3").stdout
+        assert (tmp_path / "s3.sock").is_socket()
     finally:
         run_stack(tmp_path, "down")
         (left / "in the way").rmdir()

@@ -1,27 +1,20 @@
 """Memory for time: the same numbers, the same BatchNorm statistics, less kept for the backward pass."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from coatnet import CoAtNet, ModelConfig
+from coatnet import CoAtNet
 from coatnet.activation_checkpointing import checkpoint_stages
 from coatnet.worker import LocalWorker
 from data.errors import InputError
+from tests.tiny_coatnet import TINY
 from tests.tiny_training import spawn_ranks
 
-CONFIG = ModelConfig(
-    layout="CCT",
-    stem_width=8,
-    widths=(8, 16, 16),
-    depths=(2, 1, 2),
-    strides=(1, 2, 2),
-    head_size=8,
-    num_classes=5,
-    pretrain_image_size_px=32,
-    stochastic_depth_rate=0.3,
-)
+CONFIG = replace(TINY, stochastic_depth_rate=0.3)
 
 
 def train_once(model: CoAtNet) -> dict[str, torch.Tensor]:

@@ -1,21 +1,14 @@
 """`torch.compile` takes the whole model as one graph, and that graph follows the weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from coatnet import CoAtNet, ModelConfig
+from coatnet import CoAtNet
+from tests.tiny_coatnet import TINY
 
-CONFIG = ModelConfig(
-    layout="CCT",
-    stem_width=8,
-    widths=(8, 16, 16),
-    depths=(1, 1, 2),
-    strides=(2, 2, 2),
-    head_size=8,
-    num_classes=5,
-    pretrain_image_size_px=64,
-    stochastic_depth_rate=0.2,
-)
+CONFIG = replace(TINY, stochastic_depth_rate=0.2)
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +18,7 @@ def forget_graphs() -> None:
 
 @pytest.mark.parametrize("kind", ["pre", "post", "none"])
 def test_one_graph_in_training(kind: str) -> None:
-    model = CoAtNet(ModelConfig(**{**CONFIG.to_dict(), "relative_attention": kind}))
+    model = CoAtNet(replace(CONFIG, relative_attention=kind))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     images = torch.randn(2, 3, 64, 64)
     torch.manual_seed(1)

@@ -1,29 +1,20 @@
 """Folding changes how the logits are computed, not what they are."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from coatnet import CoAtNet, ModelConfig
+from coatnet import CoAtNet
 from coatnet.folding import fold_batch_norm
 from tests.known_weights import known_state
-
-CONFIG = ModelConfig(
-    layout="CCT",
-    stem_width=8,
-    widths=(8, 16, 16),
-    depths=(2, 2, 1),
-    strides=(1, 2, 2),
-    head_size=8,
-    num_classes=5,
-    pretrain_image_size_px=32,
-)
+from tests.tiny_coatnet import TINY
 
 
 def make_model(**overrides: Any) -> CoAtNet:
-    model = CoAtNet(ModelConfig(**{**CONFIG.to_dict(), **overrides}))
+    model = CoAtNet(replace(TINY, **overrides))
     model.load_state_dict(known_state({name: tensor.shape for name, tensor in model.state_dict().items()}))
     return model
 

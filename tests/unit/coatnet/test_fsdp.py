@@ -9,28 +9,18 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from coatnet import CoAtNet, ModelConfig
+from coatnet import CoAtNet
 from coatnet.fsdp import shard_model
 from coatnet.train_config import Precision
 from coatnet.worker import LocalWorker
+from tests.tiny_coatnet import TINY
 from tests.tiny_training import spawn_ranks
-
-CONFIG = ModelConfig(
-    layout="CCT",
-    stem_width=8,
-    widths=(8, 16, 16),
-    depths=(1, 2, 2),
-    strides=(1, 2, 2),
-    head_size=8,
-    num_classes=5,
-    pretrain_image_size_px=32,
-)
 
 
 def train_both(worker: LocalWorker, precision: Precision) -> dict[str, Any]:
     """Return the largest relative difference of the gradients, and how the sharded model is held."""
     torch.manual_seed(0)
-    plain = CoAtNet(CONFIG)
+    plain = CoAtNet(TINY)
     sharded = deepcopy(plain)
     shard_model(sharded, init_device_mesh("cpu", (worker.world_size,)), precision)
     torch.manual_seed(worker.rank)
