@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from coatnet.config import Activation, ModelConfig
+from coatnet.fused_inference import FusedConvolution, is_fusable
 from coatnet.layers import ACTIVATIONS, Downsample, Pool2d, StochasticDepth, make_norm_2d
 
 
@@ -54,11 +55,31 @@ class MBConvBlock(nn.Module):
         self.se = nn.Identity() if is_early else se
         self.project = nn.Conv2d(hidden, out_channels, 1, bias=config.conv_output_bias)
         self.stochastic_depth = StochasticDepth(drop_rate)
+        self._fused_expand, self._fused_depthwise = FusedConvolution(), FusedConvolution()
+        self._has_batch_norm = config.norm == "batch"
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map [B, C_in, H, W] to [B, C_out, ceil(H / stride), ceil(W / stride)]."""
-        y = self.pool(self.pre_activation(self.pre_norm(x_BCHW)))
-        y = self.activation(self.expand_norm(self.expand(y)))
-        y = self.activation(self.depthwise_norm(self.early_se(self.depthwise(y))))
+        norms = (self.pre_norm, self.expand_norm, self.depthwise_norm)
+        if self._has_batch_norm and is_fusable(x_BCHW, self.expand, self.depthwise, self.activation, *norms):
+            y = self._expand_and_filter_fused(x_BCHW)
+        else:
+            y = self.pool(self.pre_activation(self.pre_norm(x_BCHW)))
+            y = self.activation(self.expand_norm(self.expand(y)))
+            y = self.activation(self.depthwise_norm(self.early_se(self.depthwise(y))))
         y = self.project(self.se(y))
         return self.shortcut(x_BCHW) + self.stochastic_depth(y)
+
+    def _expand_and_filter_fused(self, x_BCHW: Tensor) -> Tensor:
+        """Fold each norm that no activation or squeeze-and-excitation parts from its convolution."""
+        activation, before = self.activation, None
+        if isinstance(self.pre_activation, nn.Identity):
+            before = self.pre_norm
+        else:
+            x_BCHW = self.pre_activation(self.pre_norm(x_BCHW))
+        y = self._fused_expand(
+            self.pool(x_BCHW), self.expand, activation, before=before, after=self.expand_norm
+        )
+        if isinstance(self.early_se, nn.Identity):
+            return self._fused_depthwise(y, self.depthwise, activation, after=self.depthwise_norm)
+        return activation(self.depthwise_norm(self.early_se(self.depthwise(y))))

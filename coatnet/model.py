@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coatnet.config import ModelConfig
+from coatnet.fused_inference import FusedConvolution, is_fusable
 from coatnet.layers import ACTIVATIONS, make_norm_2d
 from coatnet.mbconv import MBConvBlock
 from coatnet.relative_attention import RelativeBias
@@ -38,6 +39,19 @@ class Stem(nn.Sequential):
                 nn.Conv2d(in_width, width, size, stride=stride, padding=padding, bias=config.stem_bias)
             )
         super().__init__(*layers)
+        self._fused = [FusedConvolution() for _ in range(config.stem_depth - 1)]
+        self._has_batch_norm = config.norm == "batch"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [B, C, H, W] to [B, stem_width, ceil(H / stride), ceil(W / stride)]."""
+        if not self._has_batch_norm or not is_fusable(input, *self):
+            return super().forward(input)
+        x, layers = input, list(self)
+        for index, fused in enumerate(self._fused):
+            convolution, norm, activation = layers[3 * index : 3 * index + 3]
+            assert isinstance(convolution, nn.Conv2d)
+            x = fused(x, convolution, activation, after=norm)
+        return layers[-1](x)
 
 
 class Head(nn.Module):

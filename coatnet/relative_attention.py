@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coatnet.config import RelativeAttention
+from coatnet.fused_inference import is_fusable, linear
 
 _BIAS_STD = 0.02
 _MAX_CACHED_GRIDS = 8
@@ -69,7 +70,8 @@ class RelativeBias(nn.Module):
             return relative_index(height, width).to(self.table.device)
         key = (height, width, self.table.device)
         if key not in self._indices:
-            self._indices[key] = relative_index(height, width).to(self.table.device)
+            with torch.inference_mode(False):  # made in inference mode it could never be trained with
+                self._indices[key] = relative_index(height, width).to(self.table.device)
         return self._indices[key]
 
     def __getstate__(self) -> dict[str, object]:
@@ -121,7 +123,8 @@ class RelativeAttentionLayer(nn.Module):
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """Map [B, H, W, C_in] to [B, H, W, C_out]."""
         batch, height, width, _ = x_BHWC.shape
-        qkv = self.qkv(x_BHWC).view(batch, height * width, 3, self.num_heads, self.head_size)
+        project = linear if is_fusable(x_BHWC, self.qkv, self.project) else _plain_linear
+        qkv = project(x_BHWC, self.qkv).view(batch, height * width, 3, self.num_heads, self.head_size)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         bias = self.bias(height, width, q.dtype) if self.bias is not None else None
         if self.kind == "pre":
@@ -134,4 +137,8 @@ class RelativeAttentionLayer(nn.Module):
             out = out + bias @ v
         if torch.compiler.is_exporting():
             out = out.contiguous()  # else the fused CPU kernel's memory layout becomes part of the graph
-        return self.project(out.transpose(1, 2).reshape(batch, height, width, -1))
+        return project(out.transpose(1, 2).reshape(batch, height, width, -1), self.project)
+
+
+def _plain_linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    return layer(x)

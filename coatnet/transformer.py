@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from coatnet.config import ModelConfig, PoolKind
+from coatnet.fused_inference import is_fusable, linear
 from coatnet.layers import Downsample, LayerScale, StochasticDepth, make_norm_channels_last, pool_2d
 from coatnet.relative_attention import RelativeAttentionLayer
 from coatnet.relative_mlp import RelativeMlp
@@ -19,6 +20,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., C] to [..., C]."""
+        if is_fusable(x, self.expand, self.activation, self.project):
+            return linear(linear(x, self.expand, self.activation), self.project)
         return self.project(self.activation(self.expand(x)))
 
 

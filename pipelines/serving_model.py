@@ -18,7 +18,6 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
-from coatnet.folding import fold_batch_norm
 from coatnet.interop import load_model
 from data.decode import BadSampleError, DecodeConfig, decode_eval
 from data.errors import InputError
@@ -40,7 +39,7 @@ class ImageClassifier(PythonModel):
         self._limits = ImageLimits(**config["limits"])
         self._mean: tuple[float, float, float] = tuple(config["mean"])
         self._std: tuple[float, float, float] = tuple(config["std"])
-        self._model = fold_batch_norm(load_model(folder))
+        self._model = load_model(folder)
 
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]  # the base has no annotation
         self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None

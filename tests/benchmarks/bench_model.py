@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coatnet import CoAtNet, model_config
-from coatnet.folding import fold_batch_norm
 from coatnet.interop import timm_config
 from coatnet.timm_weights import model_from_timm
 from tests.benchmarks.measure import side_by_side
@@ -67,7 +66,6 @@ def main() -> None:
         session.note(f"{work.ours} largest difference of logits", difference)
         for kind, make_call, ours in (
             ("forward", forward_call, twins.ours),
-            ("forward, BatchNorm folded", forward_call, fold_batch_norm(twins.ours)),
             ("training step", step_call, twins.ours),
         ):
             row = f"{work.ours} {work.image_size_px} px, batch {work.batch_size}, {kind}"

@@ -96,6 +96,16 @@ def test_a_model_made_in_inference_mode_runs() -> None:
         assert (bias(3, 3, torch.float32) == 1).all()
 
 
+def test_training_after_inference_at_the_same_size() -> None:
+    """The index kept from inference mode ended it: "Inference tensors cannot be saved for backward"."""
+    bias = RelativeBias(num_heads=1, grid_size=3).eval()
+    bias.reset_parameters()
+    with torch.inference_mode():
+        bias(4, 4, torch.float32)
+    bias.train()(4, 4, torch.float32).sum().backward()
+    assert bias.table.grad is not None
+
+
 def test_gradient_reaches_the_table() -> None:
     layer = RelativeAttentionLayer(8, 8, head_size=4, grid_size=2, kind="pre")
     assert layer.bias is not None
