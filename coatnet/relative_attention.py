@@ -127,17 +127,25 @@ class RelativeAttentionLayer(nn.Module):
         qkv = project(x_BHWC, self.qkv).view(batch, height * width, 3, self.num_heads, self.head_size)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         bias = self.bias(height, width, q.dtype) if self.bias is not None else None
-        if self.kind == "pre":
-            # Four dimensions: with three, torch's fused CPU kernel refuses the mask and takes single steps.
-            mask = bias if bias is None else bias.unsqueeze(0)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v)
+        out = _attend(q, k, v, bias if self.kind == "pre" else None)
         if self.kind == "post" and bias is not None:
             out = out + bias @ v
         if torch.compiler.is_exporting():
             out = out.contiguous()  # else the fused CPU kernel's memory layout becomes part of the graph
         return project(out.transpose(1, 2).reshape(batch, height, width, -1), self.project)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Return softmax(q.k / sqrt(d) + bias).v as [B, h, N, d]; all of q, k and v are too, the bias [h, N, N]."""
+    is_eager_float32 = q.dtype != torch.bfloat16 and not torch.compiler.is_compiling()
+    if bias is not None and bias.requires_grad and q.device.type == "cpu" and is_eager_float32:
+        # No fused CPU kernel has a gradient of the mask, and torch's own single steps also look for rows
+        # of nothing but -inf, which a bias never makes.
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3) + bias
+        return scores.softmax(-1) @ v
+    # Four dimensions: with three, torch's fused CPU kernel refuses the mask and takes single steps.
+    mask = bias if bias is None else bias.unsqueeze(0)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def _plain_linear(x: Tensor, layer: nn.Linear) -> Tensor:

@@ -61,6 +61,19 @@ def rate_row(row: str, timings: Timings, *, num_items: int, unit: str, peer_vers
     )
 
 
+def single_row(row: str, ours: float, peer: float, *, unit: str, peer_version: str) -> Row:
+    """Return a row of what does not vary from repeat to repeat, as memory."""
+    return Row(
+        row=row,
+        ours=_rounded(ours),
+        peer=_rounded(peer),
+        peer_version=peer_version,
+        unit=unit,
+        ratio=_rounded(ratio(ours, peer, unit)),
+        repeats=1,
+    )
+
+
 def spread(timings: Timings) -> dict[str, Any]:
     """Return what a median hides: all seconds, in the order of the repeats."""
     return {

@@ -26,7 +26,7 @@ from tests.benchmarks.venvs import BenchmarkError, ensure_venv
 REPOSITORY = Path(__file__).resolve().parents[2]
 BENCHMARKS = ("bench_model", "bench_tar_reader", "bench_augment")
 _TIMEOUT_S = 1800
-"""Each takes about four minutes on two idle cores."""
+"""`bench_model`, which compiles, takes the longest: about ten minutes on two idle cores."""
 # Read by OpenMP, MKL and OpenBLAS when they are loaded, so before Python starts.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # As in the product's jobs (pipelines/job.py), and for both sides: glibc otherwise gives the memory of each

@@ -65,9 +65,10 @@ class Session:
         unit: str,
         peer_version: str,
         repeats: int,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> Row:
         """Time two calls that each handle `num_items`, and add the row."""
-        timings: Timings = side_by_side(ours, peer, repeats=repeats)
+        timings: Timings = side_by_side(ours, peer, repeats=repeats, clock=clock)
         result = rate_row(row, timings, num_items=num_items, unit=unit, peer_version=peer_version)
         self.rows.append(result)
         self.environment["repeats"][row] = spread(timings)

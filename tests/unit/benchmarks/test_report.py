@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.measure import Timings
-from tests.benchmarks.report import Row, format_table, rate_row, ratio, read_rows, write_results
+from tests.benchmarks.report import (
+    Row,
+    format_table,
+    rate_row,
+    ratio,
+    read_rows,
+    single_row,
+    write_results,
+)
 
 FIELDS = ["row", "ours", "peer", "peer_version", "unit", "ratio", "repeats"]
 
@@ -51,6 +59,11 @@ def test_ratio_is_taken_within_each_repeat() -> None:
     timings = Timings(ours_s=[8.0, 8.0, 1.0], peer_s=[16.0, 2.0, 2.0])
     found = rate_row("x", timings, num_items=1, unit="images/s", peer_version="p")
     assert (found.ours, found.peer, found.ratio) == (0.125, 0.5, 2.0)
+
+
+def test_row_of_one_measurement() -> None:
+    found = single_row("peak memory", 200.0, 300.0, unit="MB", peer_version="peer 1.0")
+    assert (found.ratio, found.repeats) == (1.5, 1)
 
 
 def test_files(tmp_path: Path) -> None:
