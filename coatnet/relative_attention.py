@@ -136,7 +136,7 @@ class RelativeAttentionLayer(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Return softmax(q.k / sqrt(d) + bias).v as [B, h, N, d]; all of q, k and v are too, the bias [h, N, N]."""
+    """Return softmax(q.k / sqrt(d) + bias).v, [B, h, N, d] as q, k and v are; the bias is [h, N, N]."""
     is_eager_float32 = q.dtype != torch.bfloat16 and not torch.compiler.is_compiling()
     if bias is not None and bias.requires_grad and q.device.type == "cpu" and is_eager_float32:
         # No fused CPU kernel has a gradient of the mask, and torch's own single steps also look for rows
