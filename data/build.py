@@ -41,13 +41,16 @@ class ShardingConfig:
     classes: tuple[str, ...] | None = None
     """Take only these, in this order; None takes all, sorted."""
     max_train_per_class: int | None = None
+    """Take at most so many training images of each class, chosen by a hash; None takes all."""
     eval_fraction: float = 0.1
     """Share of the images put into eval by their key; unused where the corpus has split folders."""
     shard_size_bytes: int = 64 * 2**20
+    """Size of a tar, about."""
     seed: int = 0
+    """Decides the split of an image and its place in the shards."""
     limits: ImageLimits = field(default_factory=ImageLimits)
     max_reject_fraction: float = 0.05
-    """A build with more unusable images than this stops; an append does not (see there)."""
+    """A build with a larger share of unusable images than this stops; an append never does."""
     leak_policy: LeakPolicy = "error"
     """What a build does with the same image in train and eval: stop, or drop the train one."""
 
@@ -75,6 +78,21 @@ def list_for_build(corpus: Store, config: ShardingConfig) -> CorpusListing:
         seed=config.seed,
         eval_fraction=config.eval_fraction,
     )
+
+
+def list_for_append(corpus: Store, config: ShardingConfig) -> CorpusListing:
+    """List what `append_snapshot` would look at; the corpus may be empty, and classes may be missing."""
+    listing = list_records(
+        corpus,
+        max_per_class=config.max_train_per_class,
+        seed=config.seed,
+        eval_fraction=config.eval_fraction,
+        allow_empty=True,
+    )
+    if config.classes is None:
+        return listing
+    wanted = set(config.classes)
+    return make_listing((r for r in listing.records if wanted.issuperset(r.labels)), config.classes)
 
 
 def build_snapshot(
@@ -121,17 +139,7 @@ def append_snapshot(
     `InputError` for a new class without a usable train image, `SnapshotConflictError` where HEAD
     does not descend from `parent` or conflicts do not end.
     """
-    listing = list_records(
-        corpus,
-        max_per_class=config.max_train_per_class,
-        seed=config.seed,
-        eval_fraction=config.eval_fraction,
-        allow_empty=True,
-    )
-    if config.classes is not None:
-        wanted = set(config.classes)
-        chosen = (record for record in listing.records if wanted.issuperset(record.labels))
-        listing = make_listing(chosen, config.classes)
+    listing = list_for_append(corpus, config)
     for _ in range(_MAX_COMMIT_TRIES):
         try:
             return _append_once(parent, listing, dataset, config, run_all)

@@ -30,7 +30,7 @@ _UPRIGHT = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageLimits:
     """What an image of a corpus may be; others are rejected, never scaled."""
 

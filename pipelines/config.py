@@ -219,6 +219,8 @@ def parse_config(config_type: type[ConfigT], argv: Sequence[str], description: s
 
     Raises InputError in one line; an unknown key names the valid ones. `--help` exits 0.
     """
+    # The strings under the fields are what --help says of them.
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A YAML file; may be given several times.")
     parser.add_class_arguments(config_type, None)
@@ -227,6 +229,15 @@ def parse_config(config_type: type[ConfigT], argv: Sequence[str], description: s
     except jsonargparse.ArgumentError as error:
         raise InputError(_explain(config_type, str(error))) from None
     return config_type(**{name: values[name] for name in config_type.__dataclass_fields__})  # pyright: ignore
+
+
+def with_flags(argv: Sequence[str], *flags: str) -> list[str]:
+    """Let options that are true or false stand alone: `--once` is `--once=true`."""
+    followers = [*argv[1:], ""]
+    return [
+        f"{argument}=true" if argument in flags and follower not in ("true", "false") else argument
+        for argument, follower in zip(argv, followers, strict=False)
+    ]
 
 
 def _files_first(argv: Sequence[str]) -> list[str]:

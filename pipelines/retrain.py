@@ -23,12 +23,13 @@ from data.store import Store
 from infra.ledger import Ledger
 from infra.registry import VERDICT_TAG, VersionInfo
 from infra.store import open_store
-from pipelines.config import Recipe, Runtime, parse_config
+from pipelines.config import Recipe, Runtime, parse_config, with_flags
 from pipelines.job import announce, run_main
 from pipelines.preflight import check_services
 from pipelines.review import DATASET_TAG, SNAPSHOT_TAG, champion_stage, finish_pending, required_tag
 from pipelines.session import Session
-from pipelines.stages import DatasetRef, pinned_stage, run_shard_tasks
+from pipelines.shard_tasks import run_shard_tasks
+from pipelines.stages import DatasetRef, pinned_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,9 @@ class RetrainConfig:
 
 def main(argv: Sequence[str]) -> int:
     """Look once; nothing new is fine and returns 0."""
+    _refuse_corpus(argv)
     config = parse_config(
-        RetrainConfig, _with_flags(argv), "Retrain the champion when new images have arrived."
+        RetrainConfig, with_flags(argv, "--once"), "Retrain the champion when new images have arrived."
     )
     incoming = open_store(config.incoming)
     tracking_uri = check_services(config.runtime, incoming)
@@ -121,7 +123,9 @@ def append(session: Session, incoming: Store, champion: VersionInfo) -> Snapshot
 
     def run_all(plans: list[ShardPlan]) -> list[ShardResult]:
         session.connect()
-        results = run_shard_tasks(incoming, dataset, sharding, session.runtime, announce)(plans)
+        in_flight = session.runtime.shard_tasks_in_flight
+        write = run_shard_tasks(incoming, dataset, sharding, max_in_flight=in_flight, announce=announce)
+        results = write(plans)
         arrived.count(plans, results)
         return results
 
@@ -195,16 +199,10 @@ def _counts(reasons: Counter[str]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common() if count)
 
 
-def _with_flags(argv: Sequence[str]) -> list[str]:
-    """Let `--once` stand alone, and refuse the main job's `--corpus`, which a file may name unused."""
-    for argument in argv:
-        if argument.partition("=")[0] == "--corpus":
-            raise InputError("retraining reads no --corpus: give --incoming with the folder of new images")
-    is_flag = [
-        argument == "--once" and follower not in ("true", "false")
-        for argument, follower in zip(argv, [*argv[1:], ""], strict=False)
-    ]
-    return [f"{argument}=true" if flag else argument for argument, flag in zip(argv, is_flag, strict=True)]
+def _refuse_corpus(argv: Sequence[str]) -> None:
+    """The main job's key; a config file may name it unused."""
+    if any(argument.partition("=")[0] == "--corpus" for argument in argv):
+        raise InputError("retraining reads no --corpus: give --incoming with the folder of new images")
 
 
 if __name__ == "__main__":

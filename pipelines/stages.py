@@ -9,16 +9,13 @@ from coatnet.progress import Progress, format_progress
 from data.build import ShardingConfig, build_snapshot
 from data.corpus import CorpusListing
 from data.crop import DecodeConfig
-from data.shard_plan import ShardPlan
-from data.shard_write import ShardResult, write_shard
 from data.snapshot import Snapshot
 from data.store import Store
 from infra.ray_runtime import run_workers
-from infra.ray_tasks import run_tasks
 from infra.tracking import RunRef
 from pipelines.config import PhaseConfig, Recipe, Runtime
 from pipelines.eval_tasks import EvalPlan, evaluate_model
-from pipelines.sharding_progress import ShardingProgress
+from pipelines.shard_tasks import run_shard_tasks
 from pipelines.stage import Stage, StageRecord, Workspace
 from pipelines.training import MODEL_FOLDER, TrainPlan, train_worker
 
@@ -56,23 +53,6 @@ class DatasetRef:
         }
 
 
-def run_shard_tasks(
-    corpus: Store, dataset: Store, config: ShardingConfig, runtime: Runtime, announce: Announce
-) -> Callable[[list[ShardPlan]], list[ShardResult]]:
-    """Return what fans `write_shard` out as Ray tasks, one a shard, with progress."""
-
-    def run_all(plans: list[ShardPlan]) -> list[ShardResult]:
-        progress = ShardingProgress(plans, announce)
-        return run_tasks(
-            partial(write_shard, corpus=corpus, dataset=dataset, limits=config.limits),
-            plans,
-            max_in_flight=runtime.shard_tasks_in_flight,
-            on_done=progress.on_done,
-        )
-
-    return run_all
-
-
 def shard_stage(
     corpus: Store, listing: CorpusListing, config: ShardingConfig, runtime: Runtime, announce: Announce
 ) -> Stage:
@@ -80,7 +60,9 @@ def shard_stage(
 
     def run(workspace: Workspace) -> Mapping[str, Any]:
         dataset = workspace.store
-        run_all = run_shard_tasks(corpus, dataset, config, runtime, announce)
+        run_all = run_shard_tasks(
+            corpus, dataset, config, max_in_flight=runtime.shard_tasks_in_flight, announce=announce
+        )
         snapshot = build_snapshot(corpus, dataset, config, run_all, listing=listing)
         reference = DatasetRef.of(snapshot, workspace.stage.path)
         return {**reference.to_output(), "stats": {k: dict(v) for k, v in snapshot.stats.items()}}

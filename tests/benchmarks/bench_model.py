@@ -53,7 +53,7 @@ class Workload:
 
 WORKLOADS = (
     Workload(
-        ours="coatnet_0", timm="coatnet_0_224", image_size_px=224, batch_size=8, repeats=5, compiled=True
+        ours="coatnet_0", timm="coatnet_0_224", image_size_px=224, batch_size=8, repeats=9, compiled=True
     ),
     Workload(
         ours="coatnet_0", timm="coatnet_0_224", image_size_px=64, batch_size=8, repeats=9, compiled=True

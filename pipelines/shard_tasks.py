@@ -1,13 +1,39 @@
-"""How far sharding is: images/s, MB/s, ETA and rejects so far."""
+"""Write shards as Ray tasks, with progress: images/s, MB/s, ETA and rejects so far."""
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from coatnet.progress import format_duration
+from data.build import RunAll, ShardingConfig
 from data.shard_plan import ShardPlan
-from data.shard_write import ShardResult
+from data.shard_write import ShardResult, write_shard
+from data.store import Store
+from infra.ray_tasks import run_tasks
 
 _LINE_EVERY_S = 2.0
+
+
+def run_shard_tasks(
+    corpus: Store,
+    dataset: Store,
+    config: ShardingConfig,
+    *,
+    max_in_flight: int,
+    announce: Callable[[str], None],
+) -> RunAll:
+    """Return what fans `write_shard` out as Ray tasks, one a shard."""
+
+    def run_all(plans: list[ShardPlan]) -> list[ShardResult]:
+        progress = ShardingProgress(plans, announce)
+        return run_tasks(
+            partial(write_shard, corpus=corpus, dataset=dataset, limits=config.limits),
+            plans,
+            max_in_flight=max_in_flight,
+            on_done=progress.on_done,
+        )
+
+    return run_all
 
 
 class ShardingProgress:

@@ -1,0 +1,96 @@
+"""Read a snapshot's objects again and compare them with what the snapshot and the indexes say."""
+
+import hashlib
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from data.shard_index import parquet_table
+from data.snapshot import Snapshot
+from data.store import ObjectNotFoundError, Store
+from data.types import ShardInfo
+
+_CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """One object that is not what it should be."""
+
+    path: str
+    problem: str
+
+
+def verify_shard(shard: ShardInfo, *, dataset: Store) -> tuple[Damage, ...]:
+    """Read a tar and its index whole; return what is wrong with them.
+
+    Found are: a missing object, other bytes than were written, and an index whose rows are not the tar's
+    images. Raises `StoreError` where the store fails.
+    """
+    try:
+        index = dataset.get(shard.index_path)
+    except ObjectNotFoundError:
+        return (Damage(path=shard.index_path, problem="is missing"),)
+    if hashlib.sha256(index).hexdigest() != shard.index_sha256:
+        return (Damage(path=shard.index_path, problem="holds other bytes than were written (sha256)"),)
+    with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
+        tar = Path(scratch) / "shard.tar"
+        try:
+            dataset.download(shard.path, tar)
+        except ObjectNotFoundError:
+            return (Damage(path=shard.path, problem="is missing"),)
+        if tar.stat().st_size != shard.size_bytes:
+            problem = f"has {tar.stat().st_size} bytes, {shard.size_bytes} were written"
+            return (Damage(path=shard.path, problem=problem),)
+        if _sha256(tar) != shard.sha256:
+            return (Damage(path=shard.path, problem="holds other bytes than were written (sha256)"),)
+        rows: list[dict[str, Any]] = parquet_table(index).to_pylist()
+        return _compare(shard, rows, tar)
+
+
+def verify_lists(snapshot: Snapshot, dataset: Store) -> tuple[Damage, ...]:
+    """Check that the snapshot's listing and quarantine are there, under the names of their content."""
+    found: list[Damage] = []
+    for path in (snapshot.listing_path, snapshot.quarantine_path):
+        if path is None:
+            continue
+        try:
+            digest = hashlib.sha256(dataset.get(path)).hexdigest()
+        except ObjectNotFoundError:
+            found.append(Damage(path=path, problem="is missing"))
+            continue
+        if digest[:16] != Path(path).stem:
+            found.append(Damage(path=path, problem="holds other bytes than were written (sha256)"))
+    return tuple(found)
+
+
+def _compare(shard: ShardInfo, rows: list[dict[str, Any]], tar: Path) -> tuple[Damage, ...]:
+    """Compare an index with its tar, row by row; both are as they were written."""
+    if len(rows) != shard.num_samples:
+        problem = f"has {len(rows)} rows, the snapshot says {shard.num_samples}"
+        return (Damage(path=shard.index_path, problem=problem),)
+    with tarfile.open(tar) as members:
+        offsets = {member.name: member.offset_data for member in members}
+    found: list[Damage] = []
+    with tar.open("rb") as file:
+        for number, row in enumerate(rows):
+            file.seek(row["offset"])
+            if offsets.get(f"{row['key']}.{row['extension']}") != row["offset"]:
+                problem = f"row {number} ({row['name']}) is not where the tar has that image"
+                found.append(Damage(path=shard.index_path, problem=problem))
+            elif google_crc32c.value(file.read(row["size"])) != row["crc32c"]:
+                problem = f"row {number} ({row['name']}) has another crc32c than its image"
+                found.append(Damage(path=shard.index_path, problem=problem))
+    return tuple(found)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

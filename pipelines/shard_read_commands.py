@@ -1,0 +1,237 @@
+"""`show`, `diff`, `verify` and `order` of `pipelines/shard.py`: they write nothing."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+
+from coatnet.progress import format_duration
+from data.errors import InputError
+from data.order import PADDING, EpochOrder, OrderConfig, RankBatch
+from data.shard_index import read_index
+from data.snapshot import list_snapshots, load_snapshot
+from data.snapshot_diff import diff_snapshots
+from data.store import Store
+from data.types import ShardInfo
+from data.verify import Damage, verify_lists, verify_shard
+from infra.ray_tasks import run_tasks
+from infra.store import open_store
+from pipelines.job import EXIT_FAILED, announce, connect_to_ray
+from pipelines.shard_command import (
+    Command,
+    Outcome,
+    counts,
+    describe_snapshot,
+    require,
+    snapshot_values,
+    split_names,
+)
+
+_SHOWN_CLASSES = 40
+_KEPT_INDEXES = 64
+_LINE_EVERY_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadConfig:
+    """Options of every command that reads a dataset."""
+
+    dataset: str = ""
+    """Where the snapshots are: s3://bucket/path, file:///path or a path."""
+    snapshot: str = "HEAD"
+    """A snapshot's id, or HEAD for the newest."""
+    json: bool = False
+    """End with one line of JSON."""
+
+    def __post_init__(self) -> None:
+        require(self, "dataset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffConfig(ReadConfig):
+    """Options of `diff`."""
+
+    base: str = ""
+    """The snapshot to compare with; by default the parent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(ReadConfig):
+    """Options of `verify`."""
+
+    num_workers: int = 8
+    """Shards read at a time, as Ray tasks of one CPU each."""
+
+    def __post_init__(self) -> None:
+        ReadConfig.__post_init__(self)
+        if self.num_workers < 1:
+            raise InputError(f"num_workers is {self.num_workers}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderShowConfig(ReadConfig):
+    """Options of `order`."""
+
+    split: str = "train"
+    seed: int = 0
+    epoch: int = 0
+    world_size: int = 1
+    global_batch: int = 64
+    num_lanes: int = 8
+    shuffle_window: int = 16384
+    from_step: int = 0
+    num_steps: int | None = None
+    """null: to the end of the epoch."""
+
+    @property
+    def order(self) -> OrderConfig:
+        """What decides the order."""
+        return OrderConfig(
+            global_batch_size=self.global_batch,
+            num_lanes=self.num_lanes,
+            shuffle_window=self.shuffle_window,
+            seed=self.seed,
+        )
+
+
+def show(config: ReadConfig) -> Outcome:
+    """Show what a snapshot holds, and which snapshots there are."""
+    dataset = open_store(config.dataset)
+    snapshot = load_snapshot(dataset, config.snapshot)
+    announce(describe_snapshot(snapshot))
+    splits = split_names(snapshot)
+    rows = [(name, *(snapshot.stats[split][name] for split in splits)) for name in snapshot.classes]
+    width = max(len(name) for name in ("class", *snapshot.classes))
+    announce(f"{'class':{width}}  " + "  ".join(f"{split:>9}" for split in splits))
+    for name, *numbers in rows[:_SHOWN_CLASSES]:
+        announce(f"{name:{width}}  " + "  ".join(f"{number:>9,}" for number in numbers))
+    if len(rows) > _SHOWN_CLASSES:
+        announce(f"and {len(rows) - _SHOWN_CLASSES} more classes; --json has them all")
+    history = list_snapshots(dataset)
+    announce("snapshots: " + ", ".join(found.id for found in history))
+    by_class = {split: dict(snapshot.stats[split]) for split in snapshot.splits}
+    values = {**snapshot_values(snapshot), "by_class": by_class, "snapshots": [found.id for found in history]}
+    return Outcome(values=values)
+
+
+def diff(config: DiffConfig) -> Outcome:
+    """Say what a snapshot has that another has not."""
+    dataset = open_store(config.dataset)
+    new = load_snapshot(dataset, config.snapshot)
+    base = config.base or new.parent
+    if base is None:
+        raise InputError(
+            f"snapshot {new.id} has no parent to compare with: give --base with another snapshot"
+        )
+    old = load_snapshot(dataset, base)
+    found = diff_snapshots(old, new, dataset)
+    announce(f"from {old.id} to {new.id}: {found.num_shards_shared} shards in common")
+    for split in split_names(new):
+        announce(f"{split}: added {counts(found.added[split]) or 'none'}")
+        announce(f"{split}: removed {counts(found.removed[split]) or 'none'}")
+    if found.new_classes:
+        announce(f"new classes: {', '.join(found.new_classes)}")
+    return Outcome(values={"from": old.id, "to": new.id, **asdict(found)})
+
+
+def verify(config: VerifyConfig) -> Outcome:
+    """Read every object of a snapshot again; exit code 1 if one is not what was written."""
+    dataset = open_store(config.dataset)
+    snapshot = load_snapshot(dataset, config.snapshot)
+    shards = [shard for found in snapshot.splits.values() for shard in found]
+    connect_to_ray()
+    damages = [*verify_lists(snapshot, dataset), *_verify_shards(shards, dataset, config.num_workers)]
+    for damage in damages:
+        announce(f"DAMAGED {dataset.uri}/{damage.path}: {damage.problem}")
+    verdict = "all as written"
+    if damages:
+        verdict = f"{len(damages)} problems; restore these objects, or create the dataset anew elsewhere"
+    announce(f"verify: snapshot {snapshot.id}, {len(shards)} shards: {verdict}")
+    values = {"snapshot": snapshot.id, "shards": len(shards), "damages": [asdict(found) for found in damages]}
+    return Outcome(values=values, exit_code=EXIT_FAILED if damages else 0)
+
+
+def _verify_shards(shards: Sequence[ShardInfo], dataset: Store, num_workers: int) -> list[Damage]:
+    started_s = last_s = time.monotonic()
+    num_done = num_bytes = 0
+
+    def on_done(index: int, damages: tuple[Damage, ...]) -> None:
+        nonlocal last_s, num_done, num_bytes
+        num_done, num_bytes = num_done + 1, num_bytes + shards[index].size_bytes
+        now_s = time.monotonic()
+        if now_s - last_s < _LINE_EVERY_S and num_done < len(shards):
+            return
+        last_s, elapsed_s = now_s, max(now_s - started_s, 1e-3)
+        left_s = elapsed_s * (len(shards) - num_done) / num_done
+        rate = num_bytes / elapsed_s / 1e6
+        announce(f"verify  {num_done}/{len(shards)} shards  {rate:.1f} MB/s  ETA {format_duration(left_s)}")
+
+    check = partial(verify_shard, dataset=dataset)
+    found = run_tasks(check, shards, max_in_flight=num_workers, on_done=on_done)
+    return [damage for damages in found for damage in damages]
+
+
+def order(config: OrderShowConfig) -> Outcome:
+    """Print, for each step of an epoch, the images that each rank gets, as a line of JSON."""
+    dataset = open_store(config.dataset)
+    snapshot = load_snapshot(dataset, config.snapshot)
+    if config.split not in snapshot.splits:
+        raise InputError(
+            f"split is {config.split!r}; snapshot {snapshot.id} has {', '.join(split_names(snapshot))}"
+        )
+    shards = snapshot.splits[config.split]
+    epoch_order = EpochOrder([shard.num_samples for shard in shards], config.order, config.epoch)
+    steps = _steps(config, epoch_order.steps_per_epoch)
+
+    @lru_cache(maxsize=_KEPT_INDEXES)
+    def names(shard: int) -> list[str]:
+        return read_index(dataset, shards[shard]).column("name").to_pylist()
+
+    for step in steps:
+        batches = (epoch_order.batch(step, rank, config.world_size) for rank in range(config.world_size))
+        ranks = [[names(shard)[row] for shard, row in _samples(batch)] for batch in batches]
+        announce(json.dumps({"epoch": config.epoch, "step": step, "ranks": ranks}))
+    values = {
+        "snapshot": snapshot.id,
+        "epoch": config.epoch,
+        "steps_per_epoch": epoch_order.steps_per_epoch,
+        "left_out": epoch_order.num_left_out,
+        "steps": len(steps),
+    }
+    return Outcome(values=values)
+
+
+def _steps(config: OrderShowConfig, steps_per_epoch: int) -> range:
+    if not 0 <= config.from_step < steps_per_epoch:
+        raise InputError(f"from_step is {config.from_step}; the epoch has steps 0 to {steps_per_epoch - 1}")
+    if config.num_steps is not None and config.num_steps < 1:
+        raise InputError(f"num_steps is {config.num_steps}; give at least 1, or null for all")
+    end = steps_per_epoch if config.num_steps is None else config.from_step + config.num_steps
+    return range(config.from_step, min(end, steps_per_epoch))
+
+
+def _samples(batch: RankBatch) -> list[tuple[int, int]]:
+    """Return (shard, row) of what is not padding."""
+    pairs = zip(batch.shard_B.tolist(), batch.row_B.tolist(), strict=True)
+    return [(shard, row) for shard, row in pairs if shard != PADDING]
+
+
+COMMANDS = {
+    "show": Command(
+        config_type=ReadConfig, run=show, description="Show what a snapshot holds, and which there are."
+    ),
+    "diff": Command(
+        config_type=DiffConfig, run=diff, description="Say what a snapshot has that another has not."
+    ),
+    "verify": Command(
+        config_type=VerifyConfig,
+        run=verify,
+        description="Read every object of a snapshot again; exit code 1 if one is not what was written.",
+    ),
+    "order": Command(
+        config_type=OrderShowConfig,
+        run=order,
+        description="Print which images each rank gets at each step of an epoch, a line of JSON a step.",
+    ),
+}
