@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +19,8 @@ from coatnet.train_config import RuntimeTrainConfig
 from coatnet.worker import Worker
 from data.augment import Augment
 from data.batch_audit import AuditedAugment
-from data.contact_sheet import contact_sheet
 from data.loader import EvalLoader, TrainLoader
-from data.normalize import denormalize, normalize
+from data.normalize import normalize
 from data.randomness import hash_key
 from data.shard_cache import ShardCache
 from data.snapshot import Snapshot, load_snapshot
@@ -30,6 +28,7 @@ from data.store import Store
 from infra.store import open_store
 from infra.tracking import RunRef, Tracker
 from infra.transfer import download_folder, upload_folder
+from pipelines.augmented_sheet import augmented_sheet
 from pipelines.config import PhaseConfig, Runtime
 
 MODEL_FOLDER = "model"
@@ -76,7 +75,9 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
     )
     tracker = Tracker(plan.run) if worker.rank == 0 and plan.run else None
     if tracker is not None:
-        _log_contact_sheet(tracker, loader, augment, plan, model.config)
+        lane_size = plan.phase.order(plan.seed).lane_size
+        sheet = augmented_sheet(loader, augment, model.config, lane_size=lane_size, num_images=_SHEET_IMAGES)
+        tracker.log_bytes("augmented_samples.png", sheet)
     result = train(
         worker,
         model=model,
@@ -169,22 +170,6 @@ def _save_weights(stage: Store, model: CoAtNet, weights: Mapping[str, torch.Tens
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, Path(folder), weights)
         upload_folder(Path(folder), stage.sub(MODEL_FOLDER))
-
-
-def _log_contact_sheet(
-    tracker: Tracker, loader: TrainLoader, augment: Augment, plan: TrainPlan, config: ModelConfig
-) -> None:
-    """Show what the first training images look like before and after augmentation."""
-    with closing(loader.batches(0)) as batches:
-        batch = next(batches)
-    lane_size = plan.phase.order(plan.seed).lane_size
-    augmented = augment(batch, lane_size=lane_size, device=torch.device("cpu"))
-    picture = contact_sheet(
-        batch.images_BHWC[:_SHEET_IMAGES],
-        denormalize(augmented.images_BCHW[:_SHEET_IMAGES], config.mean, config.std),
-        augment.describe(batch, lane_size=lane_size)[:_SHEET_IMAGES],
-    )
-    tracker.log_bytes("augmented_samples.png", picture)
 
 
 def _log_nothing(step: int, values: Mapping[str, float]) -> None:

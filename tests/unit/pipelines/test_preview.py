@@ -1,0 +1,68 @@
+"""The picture shows what training will see."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data.errors import InputError
+from pipelines.config import parse_config
+from pipelines.preview import PreviewConfig, main
+from tests.conftest import REPOSITORY
+from tests.small_dataset import small_dataset
+
+_PHASE = ["--recipe.finetune.global_batch_size", "16", "--recipe.finetune.decode.image_size_px", "32"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small_dataset(tmp_path_factory.mktemp("preview"))[0].uri
+
+
+def show(dataset: str, out: Path, *options: str) -> bytes:
+    assert main(["--dataset", dataset, "--out", str(out), *_PHASE, *options]) == 0
+    return out.read_bytes()
+
+
+def test_the_same_draws_make_the_same_picture(dataset: str, tmp_path: Path) -> None:
+    options = ["--recipe.finetune.augment.randaugment_num_ops", "2"]
+    first = show(dataset, tmp_path / "new folder" / "a.png", *options)
+    image = Image.open(io.BytesIO(first))
+    assert image.format == "PNG"
+    assert min(image.size) > 4 * 128
+    assert show(dataset, tmp_path / "b.png", *options) == first
+    assert show(dataset, tmp_path / "c.png", *options, "--epoch", "1") != first
+    assert show(dataset, tmp_path / "d.png", *options, "--recipe.seed", "5") != first
+    assert show(dataset, tmp_path / "e.png") != first, "the recipe's augmentation is what is shown"
+    few = show(dataset, tmp_path / "f.png", *options, "--num_images", "4")
+    assert Image.open(io.BytesIO(few)).height < image.height
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "dataset is empty: give --dataset"),
+        (["--dataset", "x", "--num_images", "0"], "num_images is 0"),
+        (["--dataset", "x", "--epoch", "-1"], "epoch is -1"),
+        (["--dataset", "x", "--phase", "train"], "phase"),
+        (["--dataset", "/nowhere"], "no snapshot in file:///nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(options: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        main(options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["demo", "images", "smoke"])
+def test_the_main_jobs_configs_are_taken_as_they_are(name: str) -> None:
+    file = REPOSITORY / "pipelines" / "configs" / f"{name}.yaml"
+    config = parse_config(PreviewConfig, ["--config", str(file), "--dataset", "x"], "A test.")
+    assert config.recipe.finetune.decode.image_size_px > 0
+
+
+def test_a_place_that_cannot_be_written_is_named(dataset: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot be written .*: give --out another file"):
+        main(["--dataset", dataset, "--out", str(tmp_path / "file" / "a.png"), *_PHASE])
