@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from coatnet.checkpoint import CheckpointStore
+from coatnet.data_wait import DataWait
 from coatnet.evaluate import EvalSource, Normalize, evaluate
 from coatnet.layers import set_batch_norm_momentum
 from coatnet.progress import ProgressLine
@@ -88,6 +89,7 @@ class _Run:
     log: Log
     state: TrainState
     progress: ProgressLine
+    data_wait: DataWait = field(default_factory=DataWait)
     metrics: dict[str, float] = field(default_factory=dict[str, float])
     losses: list[float] = field(default_factory=list[float])
     """Since the last logged step; rank 0's alone, which logs."""
@@ -168,7 +170,7 @@ def _train_epoch(run: _Run, epoch: int, start_step: int) -> bool:
     pending: tuple[int, PendingMetrics] | None = None
     stop = False
     run.progress.resume()
-    for batch in run.source.batches(epoch, start_step):
+    for batch in run.data_wait.watch(run.source.batches(epoch, start_step)):
         launched = _launch(run, batch)
         if pending is not None:
             stop |= _settle(run, epoch, *pending).stop
@@ -220,6 +222,7 @@ def _settle(run: _Run, epoch: int, step: int, pending: PendingMetrics) -> StepMe
             "train/loss": sum(run.losses) / len(run.losses),
             "train/gradient_norm": metrics.gradient_norm,
             "train/learning_rate": rate,
+            "train/data_wait_share": run.data_wait.take_share(),
         }
         if run.progress.images_per_s > 0:
             values["train/images_per_s"] = run.progress.images_per_s

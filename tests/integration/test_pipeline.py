@@ -156,7 +156,13 @@ def test_mlflow_has_a_run_of_the_job_and_one_of_each_stage(
         assert [tag.value for tag in given.tags] == [snapshot_context]
     for stage in ("pretrain", "finetune"):
         run_id = nested[stage][0].info.run_id
-        for curve in ("train/loss", "train/learning_rate", "train/gradient_norm", "train/images_per_s"):
+        for curve in (
+            "train/loss",
+            "train/learning_rate",
+            "train/gradient_norm",
+            "train/images_per_s",
+            "train/data_wait_share",
+        ):
             steps = [point.step for point in client.get_metric_history(run_id, curve)]
             assert len(steps) >= 4, curve
             assert steps == sorted(set(steps)), curve
