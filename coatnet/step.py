@@ -95,14 +95,15 @@ def _distribute(model: nn.Module, worker: Worker) -> DistributedDataParallel:
     DDP rebuilds its gradient buckets after its first step, in the order gradients arrived; a
     resumed process would sum step n in the first layout where the uninterrupted one used the
     second. With `find_unused_parameters` they are never rebuilt (`should_rebuild_buckets` in
-    torch's reducer.hpp). The GPU keeps the rebuilt, better overlapped layout. Buffers follow rank
-    0, whose BatchNorm statistics are the ones in a checkpoint.
+    torch's reducer.hpp). The GPU keeps the rebuilt, better overlapped layout. BatchNorm's statistics
+    stay local, which spares each step a wait for rank 0: a training step does not read them, a
+    checkpoint holds rank 0's, and `evaluate` spreads those.
     """
     on_cpu = worker.device.type == "cpu"
     return DistributedDataParallel(
         model,
         device_ids=None if on_cpu else [worker.device.index],
-        forward_sync_buffers=True,
+        forward_sync_buffers=False,
         find_unused_parameters=on_cpu,
         gradient_as_bucket_view=True,
     )
