@@ -11,50 +11,88 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 _ONEDNN: Any = torch.ops.mkldnn
-_NAMES: dict[type[nn.Module], str] = {nn.SiLU: "swish", nn.ReLU: "relu"}
+_LAYERS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d)
+_NAMES: dict[type[nn.Module], str] = {nn.GELU: "gelu", nn.SiLU: "swish", nn.ReLU: "relu"}
+"""What oneDNN calls an activation."""
 
 
 def is_fusable(x: Tensor, *modules: nn.Module) -> bool:
-    """Say whether this is float32 inference on the CPU, outside a graph, through modules without hooks."""
+    """Say whether this is plain float32 inference on the CPU, by modules whose `forward` may be left out.
+
+    Those are layers and activations of exactly torch's own types: a subclass, as of LoRA or of a quantised
+    model, computes something else.
+    """
+    return _is_plain_inference(x) and all(_is_plain_module(module) for module in modules)
+
+
+def _is_plain_inference(x: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        type(x) is Tensor
+        and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
         and torch.backends.mkldnn.is_available()
-        and not any(module.training or _has_hooks(module) for module in modules)
+        and bool(torch.backends.mkldnn.enabled)
+        and not (nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)  # pyright: ignore[reportPrivateUsage]
     )
+
+
+def _is_plain_module(module: nn.Module) -> bool:
+    if module.training or is_watched(module):
+        return False
+    if isinstance(module, nn.BatchNorm2d) and module.running_mean is None:
+        return False
+    if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str)):
+        return False
+    if type(module) in _LAYERS:
+        # Tensors made in inference mode do not count their writes, so nothing could be kept of them.
+        weight = module.weight
+        return isinstance(weight, Tensor) and not weight.is_inference()
+    return type(module) in _NAMES
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Say whether the module has hooks: somebody listens, or FSDP gathers its weights in one."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)  # pyright: ignore[reportPrivateUsage]
 
 
 def linear(x: Tensor, layer: nn.Linear, activation: nn.Module | None = None) -> Tensor:
     """Return activation(layer(x)) in one pass. Needs `is_fusable`."""
-    name, formula = _post_op(activation)
-    return _ONEDNN._linear_pointwise(x, layer.weight, layer.bias, name, [], formula)
+    return _ONEDNN._linear_pointwise(x, layer.weight, layer.bias, *_post_op(activation))
 
 
-def _post_op(activation: nn.Module | None) -> tuple[str, str]:
-    """Return oneDNN's name of an activation, and which of its formulas is meant."""
+def _post_op(activation: nn.Module | None) -> tuple[str, list[float], str]:
+    """Return oneDNN's name of an activation, its numbers, and which of its formulas is meant."""
     if activation is None:
-        return "none", ""
-    if isinstance(activation, nn.GELU):
-        return "gelu", activation.approximate
-    return _NAMES[type(activation)], ""
+        return "none", [], ""
+    formula = activation.approximate if isinstance(activation, nn.GELU) else ""
+    return _NAMES[type(activation)], [], formula
 
 
 class FusedConvolution:
     """activation(after(convolution(before(x)))) of eval as one convolution, with its weights kept.
 
-    They are computed anew when a weight or a statistic has changed. `before` and `after` are BatchNorms or
-    None; with `before` the convolution must not pad: the zeros around an image are not normalised.
+    They are computed anew when a norm is another one, or when the convolution's weights have been written to.
+    A write through `.data`, or by a collective, is not seen there: call `forget`, which `train` and `eval` of
+    the modules that hold this do. `before` and `after` are BatchNorms or None; with `before` the convolution
+    must not pad: the zeros around an image are not normalised.
     """
 
     def __init__(self) -> None:
-        self._state: list[tuple[int, int]] = []
-        self._sources: list[Tensor] = []
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the kept weights."""
+        self._kept: list[Tensor] = []
+        self._state: tuple[object, ...] = ()
         self._folded: tuple[Tensor, Tensor] | None = None
 
     def __call__(
@@ -68,19 +106,8 @@ class FusedConvolution:
     ) -> Tensor:
         """Return [B, O, H', W']. Needs `is_fusable`."""
         weight, bias = self._weights(before, convolution, after)
-        name, formula = _post_op(activation)
-        return _ONEDNN._convolution_pointwise(
-            x_BCHW,
-            weight,
-            bias,
-            convolution.padding,
-            convolution.stride,
-            convolution.dilation,
-            convolution.groups,
-            name,
-            [],
-            formula,
-        )
+        geometry = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
+        return _ONEDNN._convolution_pointwise(x_BCHW, weight, bias, *geometry, *_post_op(activation))
 
     def __getstate__(self) -> dict[str, Any]:
         return FusedConvolution().__dict__
@@ -88,32 +115,30 @@ class FusedConvolution:
     def _weights(
         self, before: nn.Module | None, convolution: nn.Conv2d, after: nn.Module | None
     ) -> tuple[Tensor, Tensor]:
-        sources = [*_tensors(before), *_tensors(convolution), *_tensors(after)]
-        if any(tensor.is_inference() for tensor in sources):  # such tensors do not count their writes
-            return _fold(before, convolution, after)
+        norms = [norm for norm in (before, after) if isinstance(norm, nn.BatchNorm2d)]
+        values = [value for norm in norms for value in _values(norm)]
+        weights = [weight for weight in (convolution.weight, convolution.bias) if weight is not None]
         # `_version` grows with every in-place write: optimizer step, EMA swap, load_state_dict. BatchNorm's
-        # own write of its statistics is the exception; it shows in `num_batches_tracked`.
-        state = [(tensor.data_ptr(), tensor._version) for tensor in sources]  # pyright: ignore[reportPrivateUsage]
-        if self._folded is None or state != self._state:
+        # own write of its statistics does not count, so of norms, which are small, the values are compared.
+        versions = [(weight.data_ptr(), weight._version) for weight in weights]  # pyright: ignore[reportPrivateUsage]
+        state = (*versions, *(norm.eps for norm in norms))
+        if self._folded is None or state != self._state or not _are_equal(values, self._kept):
             with torch.inference_mode(False), torch.no_grad():
                 self._folded = _fold(before, convolution, after)
-            # Kept so that no other tensor can come to lie at the same address.
-            self._state, self._sources = state, [tensor.detach() for tensor in sources]
+                kept = [value.clone() for value in values]
+            # Weights are kept so that no other tensor can come to lie at the same address.
+            self._state, self._kept = state, [*kept, *(weight.detach() for weight in weights)]
         return self._folded
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    """FSDP, for one, gathers a module's weights in a hook before its forward."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)  # pyright: ignore[reportPrivateUsage]
+def _values(norm: nn.BatchNorm2d) -> list[Tensor]:
+    found = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    return [value for value in found if value is not None]
 
 
-def _tensors(module: nn.Module | None) -> list[Tensor]:
-    if module is None:
-        return []
-    found = [module.weight, module.bias]
-    if isinstance(module, nn.BatchNorm2d):
-        found += [module.running_mean, module.running_var, module.num_batches_tracked]
-    return [tensor for tensor in found if isinstance(tensor, Tensor)]
+def _are_equal(values: list[Tensor], kept: list[Tensor]) -> bool:
+    """Compare with the first of `kept`."""
+    return all(torch.equal(value, other) for value, other in zip(values, kept, strict=False))
 
 
 def _fold(before: nn.Module | None, convolution: nn.Conv2d, after: nn.Module | None) -> tuple[Tensor, Tensor]:

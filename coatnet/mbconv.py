@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from coatnet.config import Activation, ModelConfig
-from coatnet.fused_inference import FusedConvolution, is_fusable
+from coatnet.fused_inference import FusedConvolution, is_fusable, is_watched
 from coatnet.layers import ACTIVATIONS, Downsample, Pool2d, StochasticDepth, make_norm_2d
 
 
@@ -56,12 +56,10 @@ class MBConvBlock(nn.Module):
         self.project = nn.Conv2d(hidden, out_channels, 1, bias=config.conv_output_bias)
         self.stochastic_depth = StochasticDepth(drop_rate)
         self._fused_expand, self._fused_depthwise = FusedConvolution(), FusedConvolution()
-        self._has_batch_norm = config.norm == "batch"
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map [B, C_in, H, W] to [B, C_out, ceil(H / stride), ceil(W / stride)]."""
-        norms = (self.pre_norm, self.expand_norm, self.depthwise_norm)
-        if self._has_batch_norm and is_fusable(x_BCHW, self.expand, self.depthwise, self.activation, *norms):
+        if self._is_fusable(x_BCHW):
             y = self._expand_and_filter_fused(x_BCHW)
         else:
             y = self.pool(self.pre_activation(self.pre_norm(x_BCHW)))
@@ -69,6 +67,19 @@ class MBConvBlock(nn.Module):
             y = self.activation(self.depthwise_norm(self.early_se(self.depthwise(y))))
         y = self.project(self.se(y))
         return self.shortcut(x_BCHW) + self.stochastic_depth(y)
+
+    def train(self, mode: bool = True) -> "MBConvBlock":
+        """Switch modes; what was folded for eval is dropped."""
+        self._fused_expand.forget()
+        self._fused_depthwise.forget()
+        return super().train(mode)
+
+    def _is_fusable(self, x_BCHW: Tensor) -> bool:
+        norms = (self.pre_norm, self.expand_norm, self.depthwise_norm)
+        layers = (self.expand, self.depthwise, self.activation, *norms)
+        is_one_by_one = self.expand.kernel_size == (1, 1) and self.expand.padding == (0, 0)
+        is_heard = is_watched(self.pre_activation) or is_watched(self.early_se)
+        return is_fusable(x_BCHW, *layers) and is_one_by_one and not is_heard
 
     def _expand_and_filter_fused(self, x_BCHW: Tensor) -> Tensor:
         """Fold each norm that no activation or squeeze-and-excitation parts from its convolution."""

@@ -40,11 +40,10 @@ class Stem(nn.Sequential):
             )
         super().__init__(*layers)
         self._fused = [FusedConvolution() for _ in range(config.stem_depth - 1)]
-        self._has_batch_norm = config.norm == "batch"
 
     def forward(self, input: Tensor) -> Tensor:
         """Map [B, C, H, W] to [B, stem_width, ceil(H / stride), ceil(W / stride)]."""
-        if not self._has_batch_norm or not is_fusable(input, *self):
+        if len(self) != 3 * len(self._fused) + 1 or not is_fusable(input, *self):
             return super().forward(input)
         x, layers = input, list(self)
         for index, fused in enumerate(self._fused):
@@ -52,6 +51,12 @@ class Stem(nn.Sequential):
             assert isinstance(convolution, nn.Conv2d)
             x = fused(x, convolution, activation, after=norm)
         return layers[-1](x)
+
+    def train(self, mode: bool = True) -> "Stem":
+        """Switch modes; what was folded for eval is dropped."""
+        for fused in self._fused:
+            fused.forget()
+        return super().train(mode)
 
 
 class Head(nn.Module):

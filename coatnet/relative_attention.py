@@ -137,8 +137,9 @@ class RelativeAttentionLayer(nn.Module):
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Return softmax(q.k / sqrt(d) + bias).v, [B, h, N, d] as q, k and v are; the bias is [h, N, N]."""
-    is_eager_float32 = q.dtype != torch.bfloat16 and not torch.compiler.is_compiling()
-    if bias is not None and bias.requires_grad and q.device.type == "cpu" and is_eager_float32:
+    is_precise = q.dtype in (torch.float32, torch.float64)  # in less the softmax would not be float32
+    is_eager_cpu = q.device.type == "cpu" and not torch.compiler.is_compiling()
+    if bias is not None and bias.requires_grad and is_eager_cpu and is_precise:
         # No fused CPU kernel has a gradient of the mask, and torch's own single steps also look for rows
         # of nothing but -inf, which a bias never makes.
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3) + bias

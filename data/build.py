@@ -80,6 +80,19 @@ def list_for_build(corpus: Store, config: ShardingConfig) -> CorpusListing:
     )
 
 
+def plan_build(listing: CorpusListing, config: ShardingConfig) -> list[ShardPlan]:
+    """Return the shards that `build_snapshot` would write.
+
+    Raises `InputError` for a class without a train image and for no eval image (unless `eval_fraction` is 0).
+    """
+    plans = _plan(listing.records, listing.classes, config)
+    planned = Counter(
+        (plan.split, label) for plan in plans for record in plan.records for label in record.labels
+    )
+    _check_counts(planned, listing.classes, needs_eval=config.eval_fraction > 0)
+    return plans
+
+
 def list_for_append(corpus: Store, config: ShardingConfig) -> CorpusListing:
     """List what `append_snapshot` would look at; the corpus may be empty, and classes may be missing."""
     listing = list_records(
@@ -110,11 +123,7 @@ def build_snapshot(
     Nothing is committed then.
     """
     listing = listing or list_for_build(corpus, config)
-    plans = _plan(listing.records, listing.classes, config)
-    planned = Counter(
-        (plan.split, label) for plan in plans for record in plan.records for label in record.labels
-    )
-    _check_counts(planned, listing.classes, needs_eval=config.eval_fraction > 0)
+    plans = plan_build(listing, config)
     results = run_all(plans)
     _check_rejects(results, len(listing.records), config.max_reject_fraction)
     written = deduplicate(results, listing.records, dataset, known=(), leak_policy=config.leak_policy)

@@ -30,6 +30,7 @@ _UPRIGHT = {
 }
 
 
+# Without slots: jsonargparse reads a default's values from its `__dict__`.
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:
     """What an image of a corpus may be; others are rejected, never scaled."""

@@ -48,9 +48,18 @@ def parquet_table(content: bytes) -> Table:
 def put_parquet(dataset: Store, folder: str, rows: Sequence[dict[str, Any]], schema: Schema) -> str:
     """Write rows under a name made of their content, and return the path."""
     content = parquet_bytes(rows, schema)
-    path = f"{folder}/{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+    path = f"{folder}/{_content_name(content)}"
     dataset.put(path, content)
     return path
+
+
+def is_named_by_content(path: str, content: bytes) -> bool:
+    """Say whether this is what `put_parquet` wrote at `path`."""
+    return path.rpartition("/")[2] == _content_name(content)
+
+
+def _content_name(content: bytes) -> str:
+    return f"{hashlib.sha256(content).hexdigest()[:16]}.parquet"
 
 
 def read_index(dataset: Store, shard: ShardInfo) -> Table:

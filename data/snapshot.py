@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from data.corpus import CorpusListing
 from data.errors import InputError
-from data.shard_index import parquet_table, put_parquet
+from data.shard_index import Table, is_named_by_content, parquet_table, put_parquet
 from data.shard_index import read_index as read_index
 from data.store import ObjectNotFoundError, Store, StoreError
 from data.types import Record, ShardInfo
@@ -143,14 +143,28 @@ def remember_rejects(
 def new_records(dataset: Store, snapshot: Snapshot, listing: CorpusListing) -> list[Record]:
     """Return the records whose (path, size, etag) no snapshot of the chain has processed."""
     chain = load_chain(dataset, snapshot)
-    paths = [ancestor.listing_path for ancestor in chain]
-    paths += [info.path for info in dataset.list(_seen_folder(chain))]
+    paths = [*(ancestor.listing_path for ancestor in chain), *seen_paths(dataset, chain)]
     processed: set[tuple[str, int, str]] = set()
     for path in paths:
-        table = parquet_table(dataset.get(path))
+        table = _read_outcomes(dataset, path)
         columns = (table.column(name).to_pylist() for name in ("path", "size_bytes", "etag"))
         processed.update(zip(*columns, strict=True))
     return [r for r in listing.records if (r.path, r.size_bytes, r.etag) not in processed]
+
+
+def seen_paths(dataset: Store, chain: Sequence[Snapshot]) -> list[str]:
+    """Return where `remember_rejects` noted records for a chain."""
+    return [info.path for info in dataset.list(_seen_folder(chain))]
+
+
+def _read_outcomes(dataset: Store, path: str) -> Table:
+    content = dataset.get(path)
+    if not is_named_by_content(path, content):
+        raise StoreError(
+            f"{dataset.uri}/{path} is damaged: its content does not have the hash in its name; restore it, "
+            "or create the dataset anew elsewhere"
+        )
+    return parquet_table(content)
 
 
 def _outcome_rows(records: Iterable[Record], reasons: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ class SnapshotDiff:
 def diff_snapshots(old: Snapshot, new: Snapshot, dataset: Store) -> SnapshotDiff:
     """Compare two snapshots of one dataset, sample by sample; shards that both have are not read.
 
-    A sample is its name in the corpus and the bytes of its image.
+    A sample is its name in the corpus, the bytes of its image, and the names of its classes.
     """
     added: dict[str, dict[str, int]] = {}
     removed: dict[str, dict[str, int]] = {}
@@ -32,9 +32,10 @@ def diff_snapshots(old: Snapshot, new: Snapshot, dataset: Store) -> SnapshotDiff
     for split in sorted({*old.splits, *new.splits}):
         before, after = set(old.splits.get(split, ())), set(new.splits.get(split, ()))
         num_shared += len(before & after)
-        gone, come = _samples(before - after, dataset), _samples(after - before, dataset)
-        added[split] = _by_class(come.items() - gone.items(), new.classes)
-        removed[split] = _by_class(gone.items() - come.items(), old.classes)
+        gone = _samples(before - after, old.classes, dataset)
+        come = _samples(after - before, new.classes, dataset)
+        added[split] = _by_class(come.items() - gone.items())
+        removed[split] = _by_class(gone.items() - come.items())
     return SnapshotDiff(
         added=added,
         removed=removed,
@@ -46,15 +47,16 @@ def diff_snapshots(old: Snapshot, new: Snapshot, dataset: Store) -> SnapshotDiff
 _Key = tuple[str, str]
 
 
-def _samples(shards: Iterable[ShardInfo], dataset: Store) -> dict[_Key, tuple[int, ...]]:
-    """Return the labels of each (name, sha256)."""
-    found: dict[_Key, tuple[int, ...]] = {}
+def _samples(
+    shards: Iterable[ShardInfo], classes: tuple[str, ...], dataset: Store
+) -> dict[_Key, tuple[str, ...]]:
+    """Return the class names of each (name, sha256)."""
+    found: dict[_Key, tuple[str, ...]] = {}
     for shard in shards:
-        rows = read_index(dataset, shard).select(["name", "sha256", "labels"]).to_pylist()
-        found.update({(row["name"], row["sha256"]): tuple(row["labels"]) for row in rows})
+        for row in read_index(dataset, shard).select(["name", "sha256", "labels"]).to_pylist():
+            found[row["name"], row["sha256"]] = tuple(classes[label] for label in row["labels"])
     return found
 
 
-def _by_class(samples: Iterable[tuple[_Key, tuple[int, ...]]], classes: tuple[str, ...]) -> dict[str, int]:
-    counts = Counter(classes[label] for _, labels in samples for label in labels)
-    return dict(sorted(counts.items()))
+def _by_class(samples: Iterable[tuple[_Key, tuple[str, ...]]]) -> dict[str, int]:
+    return dict(sorted(Counter(name for _, names in samples for name in names).items()))

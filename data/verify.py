@@ -9,12 +9,14 @@ from typing import Any
 
 import google_crc32c
 
-from data.shard_index import parquet_table
-from data.snapshot import Snapshot
+from data.shard_index import is_named_by_content, parquet_table
+from data.snapshot import Snapshot, load_chain, seen_paths
 from data.store import ObjectNotFoundError, Store
 from data.types import ShardInfo
 
 _CHUNK_BYTES = 2**20
+_MISSING = "is missing"
+_OTHER_BYTES = "holds other bytes than were written (sha256)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,41 +33,54 @@ def verify_shard(shard: ShardInfo, *, dataset: Store) -> tuple[Damage, ...]:
     Found are: a missing object, other bytes than were written, and an index whose rows are not the tar's
     images. Raises `StoreError` where the store fails.
     """
-    try:
-        index = dataset.get(shard.index_path)
-    except ObjectNotFoundError:
-        return (Damage(path=shard.index_path, problem="is missing"),)
-    if hashlib.sha256(index).hexdigest() != shard.index_sha256:
-        return (Damage(path=shard.index_path, problem="holds other bytes than were written (sha256)"),)
+    found: list[Damage] = []
+    index = _get(dataset, shard.index_path, found)
+    if index is not None and hashlib.sha256(index).hexdigest() != shard.index_sha256:
+        found.append(Damage(path=shard.index_path, problem=_OTHER_BYTES))
     with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
         tar = Path(scratch) / "shard.tar"
         try:
             dataset.download(shard.path, tar)
         except ObjectNotFoundError:
-            return (Damage(path=shard.path, problem="is missing"),)
-        if tar.stat().st_size != shard.size_bytes:
-            problem = f"has {tar.stat().st_size} bytes, {shard.size_bytes} were written"
-            return (Damage(path=shard.path, problem=problem),)
-        if _sha256(tar) != shard.sha256:
-            return (Damage(path=shard.path, problem="holds other bytes than were written (sha256)"),)
+            found.append(Damage(path=shard.path, problem=_MISSING))
+        else:
+            found += _check_tar(shard, tar)
+        if found or index is None:
+            return tuple(found)
         rows: list[dict[str, Any]] = parquet_table(index).to_pylist()
         return _compare(shard, rows, tar)
 
 
 def verify_lists(snapshot: Snapshot, dataset: Store) -> tuple[Damage, ...]:
-    """Check that the snapshot's listing and quarantine are there, under the names of their content."""
+    """Check the listings and quarantines of the snapshot and its ancestors, which an append reads.
+
+    Their names are those of their content.
+    """
+    chain = load_chain(dataset, snapshot)
+    paths = [path for one in chain for path in (one.listing_path, one.quarantine_path) if path is not None]
     found: list[Damage] = []
-    for path in (snapshot.listing_path, snapshot.quarantine_path):
-        if path is None:
-            continue
-        try:
-            digest = hashlib.sha256(dataset.get(path)).hexdigest()
-        except ObjectNotFoundError:
-            found.append(Damage(path=path, problem="is missing"))
-            continue
-        if digest[:16] != Path(path).stem:
-            found.append(Damage(path=path, problem="holds other bytes than were written (sha256)"))
+    for path in [*paths, *seen_paths(dataset, chain)]:
+        content = _get(dataset, path, found)
+        if content is not None and not is_named_by_content(path, content):
+            found.append(Damage(path=path, problem=_OTHER_BYTES))
     return tuple(found)
+
+
+def _get(dataset: Store, path: str, damages: list[Damage]) -> bytes | None:
+    try:
+        return dataset.get(path)
+    except ObjectNotFoundError:
+        damages.append(Damage(path=path, problem=_MISSING))
+        return None
+
+
+def _check_tar(shard: ShardInfo, tar: Path) -> list[Damage]:
+    if tar.stat().st_size != shard.size_bytes:
+        problem = f"has {tar.stat().st_size} bytes, {shard.size_bytes} were written"
+        return [Damage(path=shard.path, problem=problem)]
+    if _sha256(tar) != shard.sha256:
+        return [Damage(path=shard.path, problem=_OTHER_BYTES)]
+    return []
 
 
 def _compare(shard: ShardInfo, rows: list[dict[str, Any]], tar: Path) -> tuple[Damage, ...]:

@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from coatnet.loop import TrainingStoppedError
 from coatnet.step import NonFiniteLossError
 from data.errors import InputError
+from data.snapshot import SnapshotConflictError
 from data.store import StoreError
 from infra.interpreter import leave_path_with_spaces
 from infra.ray_runtime import WorkersFailedError
@@ -29,7 +30,14 @@ EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 130
 # What is left of a fault after all retries; anything else is a bug and shows its traceback.
-_FAULTS = (WorkersFailedError, NonFiniteLossError, StoreError, MlflowException, RayError)
+_FAULTS = (
+    WorkersFailedError,
+    NonFiniteLossError,
+    StoreError,
+    SnapshotConflictError,
+    MlflowException,
+    RayError,
+)
 # glibc gives large buffers back to the system and faults them in again for every batch: up to half
 # of the time of decoding and augmentation. Bytes.
 _MALLOC = {

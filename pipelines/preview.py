@@ -15,7 +15,7 @@ from data.augment import Augment
 from data.errors import InputError
 from data.loader import TrainLoader
 from data.snapshot import load_snapshot
-from infra.store import open_store
+from infra.store import check_store, open_store
 from pipelines.augmented_sheet import augmented_sheet
 from pipelines.config import PhaseConfig, Recipe, Runtime, parse_config
 from pipelines.job import announce, run_main
@@ -69,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
 def preview(config: PreviewConfig) -> bytes:
     """Return the contact sheet, a PNG file."""
     dataset = open_store(config.dataset)
+    check_store(dataset, writable=False)
     snapshot = load_snapshot(dataset, config.snapshot)
     phase: PhaseConfig = getattr(config.recipe, config.phase)
     order = phase.order(config.recipe.seed)

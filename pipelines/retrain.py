@@ -28,7 +28,8 @@ from pipelines.job import announce, run_main
 from pipelines.preflight import check_services
 from pipelines.review import DATASET_TAG, SNAPSHOT_TAG, champion_stage, finish_pending, required_tag
 from pipelines.session import Session
-from pipelines.shard_tasks import run_shard_tasks
+from pipelines.shard_command import counts
+from pipelines.shard_tasks import Arrivals, run_shard_tasks
 from pipelines.stages import DatasetRef, pinned_stage
 
 
@@ -119,7 +120,7 @@ def append(session: Session, incoming: Store, champion: VersionInfo) -> Snapshot
     # Whatever arrives is taken: a new class too, and without a cap.
     finetune = replace(session.recipe.finetune, classes=None, max_train_per_class=None)
     sharding = session.recipe.sharding(finetune)
-    arrived = _Arrived()
+    arrived = Arrivals()
 
     def run_all(plans: list[ShardPlan]) -> list[ShardResult]:
         session.connect()
@@ -136,25 +137,6 @@ def append(session: Session, incoming: Store, champion: VersionInfo) -> Snapshot
     before = load_snapshot(dataset, str(appended.parent))  # not `parent` if another append came first
     announce(f"retrain: snapshot {appended.id} appended to {before.id}: {_describe(before, appended)}")
     return appended
-
-
-class _Arrived:
-    """What an append found, for the case that it keeps nothing."""
-
-    def __init__(self) -> None:
-        self._num_images = 0
-        self._reasons: Counter[str] = Counter()
-
-    def count(self, plans: Sequence[ShardPlan], results: Sequence[ShardResult]) -> None:
-        self._num_images = sum(len(plan.records) for plan in plans)
-        self._reasons = Counter(reject.reason for result in results for reject in result.rejects)
-        # Nothing was kept: what could be read is in the data set already, in one split or the other.
-        self._reasons["known already"] += self._num_images - self._reasons.total()
-
-    def describe(self) -> str:
-        if not self._num_images:
-            return "no new image"
-        return f"{self._num_images} new images, none of use ({_counts(self._reasons)})"
 
 
 def _newest_snapshot(dataset: Store, champion: VersionInfo) -> Snapshot:
@@ -189,14 +171,10 @@ def _describe(parent: Snapshot, appended: Snapshot) -> str:
     }
     parts = [f"{grown['train']} images for training, {grown['eval']} for evaluation"]
     if left_out := Counter(appended.stats["rejects"]):
-        parts.append(f"{left_out.total()} left out ({_counts(left_out)})")
+        parts.append(f"{left_out.total()} left out ({counts(left_out)})")
     if new_classes := appended.classes[len(parent.classes) :]:
         parts.append(f"new classes: {', '.join(new_classes)}")
     return "; ".join(parts)
-
-
-def _counts(reasons: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common() if count)
 
 
 def _refuse_corpus(argv: Sequence[str]) -> None:

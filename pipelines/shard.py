@@ -31,7 +31,10 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"unknown command {name!r}; commands: {', '.join(COMMANDS)}")
     command = COMMANDS[name]
     sys.argv[0] = f"shard.py {name}"  # what --help calls it
-    options = ["--dry_run" if option == "--dry-run" else option for option in argv[1:]]
+    options = [
+        option.replace("--dry-run", "--dry_run") if option.startswith("--dry-run") else option
+        for option in argv[1:]
+    ]
     config = parse_config(
         command.config_type, with_flags(options, "--json", "--dry_run"), command.description
     )

@@ -1,7 +1,7 @@
 """What the commands of `pipelines/shard.py` share."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,10 @@ from data.corpus import CorpusListing
 from data.errors import InputError
 from data.snapshot import Snapshot
 from data.split import SPLITS
+from data.store import Store
+from infra.store import check_store, open_store
+
+_SHOWN_PARTS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,25 @@ class Command:
     """A frozen dataclass with a field `json`."""
     run: Callable[[Any], Outcome]
     description: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRuntime:
+    """On what it runs; nothing here changes the result."""
+
+    num_workers: int = 8
+    """Shards handled at a time, as Ray tasks of one CPU each."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise InputError(f"runtime.num_workers is {self.num_workers}; it must be at least 1")
+
+
+def open_to_read(uri: str) -> Store:
+    """Open a dataset or a corpus; InputError within seconds where it cannot be read."""
+    store = open_store(uri)
+    check_store(store, writable=False)
+    return store
 
 
 def require(config: object, *names: str) -> None:
@@ -74,6 +97,13 @@ def describe_listing(listing: CorpusListing) -> str:
     return f"{len(listing.records):,} images of {len(listing.classes)} classes, {size_mb:,.1f} MB"
 
 
-def counts(values: Mapping[str, int] | Iterable[str]) -> str:
-    """Return `3 unreadable, 1 duplicate`, the most frequent first."""
-    return ", ".join(f"{count} {name}" for name, count in Counter(values).most_common())
+def counts(values: Mapping[str, int]) -> str:
+    """Return `3 unreadable, 1 duplicate`, the most frequent first, or `none`."""
+    parts = [f"{count:,} {name}" for name, count in Counter(values).most_common() if count]
+    return shorten(parts) or "none"
+
+
+def shorten(parts: Sequence[str]) -> str:
+    """Join the first ones, and say how many more there are."""
+    more = f" and {len(parts) - _SHOWN_PARTS} more" if len(parts) > _SHOWN_PARTS else ""
+    return ", ".join(parts[:_SHOWN_PARTS]) + more

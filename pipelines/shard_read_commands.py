@@ -3,27 +3,29 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 
 from coatnet.progress import format_duration
 from data.errors import InputError
 from data.order import PADDING, EpochOrder, OrderConfig, RankBatch
 from data.shard_index import read_index
-from data.snapshot import list_snapshots, load_snapshot
+from data.snapshot import load_snapshot, snapshot_numbers
 from data.snapshot_diff import diff_snapshots
 from data.store import Store
 from data.types import ShardInfo
 from data.verify import Damage, verify_lists, verify_shard
 from infra.ray_tasks import run_tasks
-from infra.store import open_store
 from pipelines.job import EXIT_FAILED, announce, connect_to_ray
 from pipelines.shard_command import (
     Command,
     Outcome,
+    ShardRuntime,
     counts,
     describe_snapshot,
+    open_to_read,
     require,
+    shorten,
     snapshot_values,
     split_names,
 )
@@ -60,44 +62,54 @@ class DiffConfig(ReadConfig):
 class VerifyConfig(ReadConfig):
     """Options of `verify`."""
 
-    num_workers: int = 8
-    """Shards read at a time, as Ray tasks of one CPU each."""
-
-    def __post_init__(self) -> None:
-        ReadConfig.__post_init__(self)
-        if self.num_workers < 1:
-            raise InputError(f"num_workers is {self.num_workers}; it must be at least 1")
+    runtime: ShardRuntime = field(default_factory=ShardRuntime)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OrderShowConfig(ReadConfig):
     """Options of `order`."""
 
-    split: str = "train"
     seed: int = 0
+    """The recipe's."""
     epoch: int = 0
+    """Counted from 0."""
     world_size: int = 1
-    global_batch: int = 64
+    """Training processes."""
+    global_batch: int = 128
+    """Images a step over all ranks, as the phase's `global_batch_size`."""
     num_lanes: int = 8
+    """As the phase's."""
     shuffle_window: int = 16384
+    """As the phase's."""
     from_step: int = 0
+    """The first step to print, counted from 0 in the epoch."""
     num_steps: int | None = None
-    """null: to the end of the epoch."""
+    """How many to print; null: to the end of the epoch."""
+
+    def __post_init__(self) -> None:
+        ReadConfig.__post_init__(self)
+        if self.epoch < 0:
+            raise InputError(f"epoch is {self.epoch}; it must not be negative")
+        if not 1 <= self.world_size <= self.num_lanes:
+            raise InputError(f"world_size is {self.world_size}; it must be 1 to num_lanes = {self.num_lanes}")
 
     @property
     def order(self) -> OrderConfig:
         """What decides the order."""
-        return OrderConfig(
-            global_batch_size=self.global_batch,
-            num_lanes=self.num_lanes,
-            shuffle_window=self.shuffle_window,
-            seed=self.seed,
-        )
+        try:
+            return OrderConfig(
+                global_batch_size=self.global_batch,
+                num_lanes=self.num_lanes,
+                shuffle_window=self.shuffle_window,
+                seed=self.seed,
+            )
+        except InputError as error:
+            raise InputError(str(error).replace("global_batch_size", "global_batch")) from None
 
 
 def show(config: ReadConfig) -> Outcome:
     """Show what a snapshot holds, and which snapshots there are."""
-    dataset = open_store(config.dataset)
+    dataset = open_to_read(config.dataset)
     snapshot = load_snapshot(dataset, config.snapshot)
     announce(describe_snapshot(snapshot))
     splits = split_names(snapshot)
@@ -108,16 +120,15 @@ def show(config: ReadConfig) -> Outcome:
         announce(f"{name:{width}}  " + "  ".join(f"{number:>9,}" for number in numbers))
     if len(rows) > _SHOWN_CLASSES:
         announce(f"and {len(rows) - _SHOWN_CLASSES} more classes; --json has them all")
-    history = list_snapshots(dataset)
-    announce("snapshots: " + ", ".join(found.id for found in history))
+    announce(f"snapshots: {shorten([str(number) for number in snapshot_numbers(dataset)])}")
     by_class = {split: dict(snapshot.stats[split]) for split in snapshot.splits}
-    values = {**snapshot_values(snapshot), "by_class": by_class, "snapshots": [found.id for found in history]}
-    return Outcome(values=values)
+    numbers = snapshot_numbers(dataset)
+    return Outcome(values={**snapshot_values(snapshot), "by_class": by_class, "snapshots": numbers})
 
 
 def diff(config: DiffConfig) -> Outcome:
     """Say what a snapshot has that another has not."""
-    dataset = open_store(config.dataset)
+    dataset = open_to_read(config.dataset)
     new = load_snapshot(dataset, config.snapshot)
     base = config.base or new.parent
     if base is None:
@@ -128,20 +139,20 @@ def diff(config: DiffConfig) -> Outcome:
     found = diff_snapshots(old, new, dataset)
     announce(f"from {old.id} to {new.id}: {found.num_shards_shared} shards in common")
     for split in split_names(new):
-        announce(f"{split}: added {counts(found.added[split]) or 'none'}")
-        announce(f"{split}: removed {counts(found.removed[split]) or 'none'}")
+        announce(f"{split}: added {counts(found.added[split])}")
+        announce(f"{split}: removed {counts(found.removed[split])}")
     if found.new_classes:
-        announce(f"new classes: {', '.join(found.new_classes)}")
+        announce(f"new classes: {shorten(found.new_classes)}")
     return Outcome(values={"from": old.id, "to": new.id, **asdict(found)})
 
 
 def verify(config: VerifyConfig) -> Outcome:
     """Read every object of a snapshot again; exit code 1 if one is not what was written."""
-    dataset = open_store(config.dataset)
+    dataset = open_to_read(config.dataset)
     snapshot = load_snapshot(dataset, config.snapshot)
     shards = [shard for found in snapshot.splits.values() for shard in found]
     connect_to_ray()
-    damages = [*verify_lists(snapshot, dataset), *_verify_shards(shards, dataset, config.num_workers)]
+    damages = [*verify_lists(snapshot, dataset), *_verify_shards(shards, dataset, config.runtime.num_workers)]
     for damage in damages:
         announce(f"DAMAGED {dataset.uri}/{damage.path}: {damage.problem}")
     verdict = "all as written"
@@ -173,14 +184,10 @@ def _verify_shards(shards: Sequence[ShardInfo], dataset: Store, num_workers: int
 
 
 def order(config: OrderShowConfig) -> Outcome:
-    """Print, for each step of an epoch, the images that each rank gets, as a line of JSON."""
-    dataset = open_store(config.dataset)
+    """Print, for each step of a training epoch, the images that each rank gets, as a line of JSON."""
+    dataset = open_to_read(config.dataset)
     snapshot = load_snapshot(dataset, config.snapshot)
-    if config.split not in snapshot.splits:
-        raise InputError(
-            f"split is {config.split!r}; snapshot {snapshot.id} has {', '.join(split_names(snapshot))}"
-        )
-    shards = snapshot.splits[config.split]
+    shards = snapshot.splits["train"]
     epoch_order = EpochOrder([shard.num_samples for shard in shards], config.order, config.epoch)
     steps = _steps(config, epoch_order.steps_per_epoch)
 

@@ -1,6 +1,7 @@
 """Write shards as Ray tasks, with progress: images/s, MB/s, ETA and rejects so far."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -10,6 +11,7 @@ from data.shard_plan import ShardPlan
 from data.shard_write import ShardResult, write_shard
 from data.store import Store
 from infra.ray_tasks import run_tasks
+from pipelines.shard_command import counts
 
 _LINE_EVERY_S = 2.0
 
@@ -34,6 +36,32 @@ def run_shard_tasks(
         )
 
     return run_all
+
+
+class Arrivals:
+    """What an append found, for the case that it keeps nothing."""
+
+    def __init__(self) -> None:
+        self._num_images = 0
+        self._reasons: Counter[str] = Counter()
+
+    def count(self, plans: Sequence[ShardPlan], results: Sequence[ShardResult]) -> None:
+        """Take note of what became of an append's shards."""
+        self._num_images = sum(len(plan.records) for plan in plans)
+        self._reasons = Counter(reject.reason for result in results for reject in result.rejects)
+        # Nothing was kept: what could be read is in the data set already, in one split or the other.
+        self._reasons["known already"] += self._num_images - self._reasons.total()
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Why new images were not kept."""
+        return {reason: count for reason, count in self._reasons.items() if count}
+
+    def describe(self) -> str:
+        """Return `2 new images, none of use (...)`."""
+        if not self._num_images:
+            return "no new image"
+        return f"{self._num_images} new images, none of use ({counts(self.reasons)})"
 
 
 class ShardingProgress:

@@ -4,33 +4,33 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from data.build import ShardingConfig, append_snapshot, build_snapshot, list_for_append, list_for_build
+from data.build import (
+    ShardingConfig,
+    append_snapshot,
+    build_snapshot,
+    list_for_append,
+    list_for_build,
+    plan_build,
+)
+from data.corpus import CorpusListing
 from data.errors import InputError
-from data.shard_plan import plan_shards
-from data.snapshot import Snapshot, load_snapshot, new_records
+from data.shard_plan import ShardPlan
+from data.shard_write import ShardResult
+from data.snapshot import Snapshot, list_snapshots, load_snapshot, new_records
+from data.store import Store
 from infra.store import check_store, open_store
 from pipelines.job import announce, connect_to_ray
 from pipelines.shard_command import (
     Command,
     Outcome,
+    ShardRuntime,
     describe_listing,
     describe_snapshot,
+    open_to_read,
     require,
     snapshot_values,
 )
-from pipelines.shard_tasks import run_shard_tasks
-
-
-@dataclass(frozen=True, kw_only=True)
-class WriteRuntime:
-    """On what it runs; nothing here changes the result."""
-
-    num_workers: int = 8
-    """Shards written at a time, as Ray tasks of one CPU each."""
-
-    def __post_init__(self) -> None:
-        if self.num_workers < 1:
-            raise InputError(f"runtime.num_workers is {self.num_workers}; it must be at least 1")
+from pipelines.shard_tasks import Arrivals, run_shard_tasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class WriteConfig(ShardingConfig):
     """Class folders of images, a path or s3://, with or without train/ and test/ above them."""
     dataset: str = ""
     """Where the snapshots are: s3://bucket/path, file:///path or a path."""
-    runtime: WriteRuntime = field(default_factory=WriteRuntime)
+    runtime: ShardRuntime = field(default_factory=ShardRuntime)
     dry_run: bool = False
     """List the corpus, say what would be done, and write nothing."""
     json: bool = False
@@ -59,22 +59,15 @@ class WriteConfig(ShardingConfig):
 
 def create(config: WriteConfig) -> Outcome:
     """Shard a corpus into a first snapshot; the same corpus again gives the same one, without reading it."""
-    corpus, dataset, sharding = open_store(config.corpus), open_store(config.dataset), config.sharding
-    check_store(corpus, writable=False)
+    corpus, dataset, sharding = open_to_read(config.corpus), open_store(config.dataset), config.sharding
     listing = list_for_build(corpus, sharding)
     announce(f"create: {describe_listing(listing)} in {corpus.uri}")
     if config.dry_run:
-        plans = plan_shards(
-            listing.records,
-            classes=listing.classes,
-            seed=sharding.seed,
-            shard_size_bytes=sharding.shard_size_bytes,
-            eval_fraction=sharding.eval_fraction,
-        )
-        shards = Counter(plan.split for plan in plans)
+        shards = Counter(plan.split for plan in plan_build(listing, sharding))
         announce(f"dry run: {shards['train']} shards of train and {shards['eval']} of eval; nothing written")
         return Outcome(values={"dry_run": True, "images": len(listing.records), "shards": dict(shards)})
     check_store(dataset)
+    _refuse_another_root(dataset, listing)
     connect_to_ray()
     run_all = run_shard_tasks(
         corpus, dataset, sharding, max_in_flight=config.runtime.num_workers, announce=announce
@@ -84,23 +77,50 @@ def create(config: WriteConfig) -> Outcome:
 
 def append(config: WriteConfig) -> Outcome:
     """Append what no snapshot has seen to the newest one."""
-    corpus, dataset, sharding = open_store(config.corpus), open_store(config.dataset), config.sharding
-    check_store(corpus, writable=False)
+    corpus, dataset, sharding = open_to_read(config.corpus), open_to_read(config.dataset), config.sharding
     parent = load_snapshot(dataset, "HEAD")
+    listing = list_for_append(corpus, sharding)
+    _refuse_unknown_classes(config, listing, parent)
     if config.dry_run:
-        fresh = new_records(dataset, parent, list_for_append(corpus, sharding))
+        fresh = new_records(dataset, parent, listing)
         announce(f"dry run: {len(fresh):,} images are new to snapshot {parent.id}; nothing written")
         return Outcome(values={"dry_run": True, "parent": parent.id, "images": len(fresh)})
     check_store(dataset)
     connect_to_ray()
-    run_all = run_shard_tasks(
+    arrived = Arrivals()
+    write = run_shard_tasks(
         corpus, dataset, sharding, max_in_flight=config.runtime.num_workers, announce=announce
     )
+
+    def run_all(plans: list[ShardPlan]) -> list[ShardResult]:
+        results = write(plans)
+        arrived.count(plans, results)
+        return results
+
     appended = append_snapshot(parent, corpus, dataset, sharding, run_all)
     if appended is None:
-        announce(f"append: nothing new in {corpus.uri} since snapshot {parent.id}")
-        return Outcome(values={**snapshot_values(parent), "appended": False})
+        announce(f"append: {arrived.describe()} in {corpus.uri} since snapshot {parent.id}")
+        return Outcome(values={**snapshot_values(parent), "appended": False, "rejects": arrived.reasons})
     return _committed(appended, dataset.uri)
+
+
+def _refuse_another_root(dataset: Store, listing: CorpusListing) -> None:
+    """A second first snapshot would hide what was appended to the other one."""
+    snapshots = list_snapshots(dataset)
+    if snapshots and not any(s.parent is None and s.listing_digest == listing.digest for s in snapshots):
+        raise InputError(
+            f"{dataset.uri} holds snapshot {snapshots[-1].id} of other images already: "
+            "add new ones with append, or give another --dataset"
+        )
+
+
+def _refuse_unknown_classes(config: WriteConfig, listing: CorpusListing, parent: Snapshot) -> None:
+    there = {label for record in listing.records for label in record.labels} | set(parent.classes)
+    if unknown := [name for name in config.classes or () if name not in there]:
+        raise InputError(
+            f"class {unknown[0]!r} is neither in {config.corpus} nor in snapshot {parent.id}: "
+            "correct --classes, or leave it out for all"
+        )
 
 
 def _committed(snapshot: Snapshot, uri: str) -> Outcome:
@@ -108,6 +128,8 @@ def _committed(snapshot: Snapshot, uri: str) -> Outcome:
     if snapshot.quarantine_path:
         announce(f"what was left out, and why: {uri}/{snapshot.quarantine_path}")
     values: dict[str, Any] = {**snapshot_values(snapshot), "quarantine": snapshot.quarantine_path}
+    if snapshot.parent is not None:
+        values["appended"] = True
     return Outcome(values=values)
 
 

@@ -132,9 +132,9 @@ def compare_memory(
 ) -> None:
     """Add a row of the most memory that a training step takes beside weights and optimizer state."""
     apply_settings(twins.peer, settings)
-    ours, peer = (
-        peak_memory_mb(step_call(model, images, labels), _DEVICE) for model in (twins.ours, twins.peer)
-    )
+    peer_images = images.contiguous(memory_format=_layout(settings))
+    ours = peak_memory_mb(step_call(twins.ours, images, labels), _DEVICE)
+    peer = peak_memory_mb(step_call(twins.peer, peer_images, labels), _DEVICE)
     session.rows.append(
         single_row(f"{work}, training step, peak memory", ours, peer, unit="MB", peer_version=_PEER_VERSION)
     )

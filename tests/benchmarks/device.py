@@ -32,9 +32,11 @@ def clock(device: torch.device) -> Callable[[], float]:
 
 
 def peak_memory_mb(call: Callable[[], object], device: torch.device) -> float:
-    """Return the most memory, in MB, that a call's tensors take beside those that are there before it.
+    """Return the most memory, in MB, that a call's tensors take at once, without those of before it.
 
-    It runs twice: what the first call leaves for good, such as optimizer state, is not counted.
+    It runs twice: what the first call leaves for good, such as optimizer state, is not counted. On the CPU
+    what the call frees of older memory is not seen, so that new gradients count in full; on a GPU they take
+    the place of the old ones.
     """
     call()
     if device.type == "cuda":
@@ -50,7 +52,6 @@ def peak_memory_mb(call: Callable[[], object], device: torch.device) -> float:
         events = json.loads(path.read_text())["traceEvents"]
     memory = [event for event in events if event.get("name") == "[memory]"]
     memory.sort(key=lambda event: event["ts"])
-    # Bytes freed that were taken before the profile began would make the running total too small.
     total, peak = 0, 0
     for event in memory:
         total += event["args"]["Bytes"]

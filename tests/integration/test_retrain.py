@@ -172,6 +172,7 @@ def test_new_images_lead_to_a_verdict_once(shop: Shop) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_better_model_of_more_images_is_promoted(shop: Shop) -> None:
     """The point of it all: five times the images and the champion's weights to start from."""
     for name in VEHICLES:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -16,6 +17,7 @@ from data.snapshot import load_snapshot
 from infra.store import open_store
 from pipelines.shard import main
 from tests.conftest import REPOSITORY, Stack
+from tests.image_samples import fill, png
 from tests.small_dataset import encode, picture, small_dataset
 
 pytestmark = pytest.mark.integration
@@ -48,6 +50,19 @@ class Shelf:
         )
         assert done.returncode == exit_code, done.stdout + done.stderr
         return done.stdout, json.loads(done.stdout.splitlines()[-1])
+
+    def fail(self, *arguments: str) -> str:
+        """Run a command that finds bad input; return its line."""
+        done = subprocess.run(
+            [sys.executable, "pipelines/shard.py", *arguments, "--dataset", self.dataset],
+            cwd=REPOSITORY,
+            env={**os.environ, **self.stack.environment},
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert done.returncode == 2, done.stdout + done.stderr
+        return done.stderr
 
 
 @pytest.fixture
@@ -90,10 +105,16 @@ def test_a_dataset_from_its_first_day_to_its_first_damage(shelf: Shelf) -> None:
     assert second["rejects"] == {"unreadable": 1}
     assert f"{shelf.dataset}/{second['quarantine']}" in text
     assert shelf.run(*append)[1]["appended"] is False
+    (shelf.corpus / "train" / "c" / "broken too.png").write_bytes(b"no picture either")
+    text, nothing = shelf.run(*append)
+    assert "1 new images, none of use (1 unreadable)" in text
+    assert nothing["rejects"] == {"unreadable": 1}
+    text = shelf.fail(*create)
+    assert re.search(r"holds snapshot 2-\w+ of other images already: add new ones with append", text)
 
     text, shown = shelf.run("show")
     assert shown["by_class"]["train"] == {"a": 30, "b": 30, "c": 6}
-    assert shown["snapshots"] == [first["snapshot"], second["snapshot"]]
+    assert shown["snapshots"] == [1, 2]
     text, difference = shelf.run("diff")
     assert difference["added"] == {"train": {"c": 6}, "eval": {"c": 2}}
     assert difference["new_classes"] == ["c"]
@@ -138,14 +159,17 @@ def test_order_names_the_images_of_each_rank(tmp_path: Path, capsys: pytest.Capt
         (["creat"], "unknown command 'creat'; commands: create, append, show, diff, verify, order"),
         (["create", "--dataset", "x"], "corpus is empty: give --corpus"),
         (["show"], "dataset is empty: give --dataset"),
-        (["show", "--dataset", "/nowhere/at/all"], "no snapshot in file:///nowhere/at/all: shard a corpus"),
+        (["show", "--dataset", "/nowhere/at/all"], "folder /nowhere/at/all does not exist"),
         (["create", "--corpus", "x", "--dataset", "y", "--eval_fraction", "2"], "eval_fraction is 2"),
         (
             ["create", "--corpus", "x", "--dataset", "y", "--evalfraction", "0.1"],
             "did you mean eval_fraction",
         ),
         (["create", "--corpus", "/nowhere", "--dataset", "y"], "folder /nowhere does not exist"),
-        (["verify", "--dataset", "x", "--num_workers", "0"], "num_workers is 0; it must be at least 1"),
+        (["verify", "--dataset", "x", "--runtime.num_workers", "0"], "runtime.num_workers is 0"),
+        (["order", "--dataset", "x", "--world_size", "0"], "world_size is 0; it must be 1 to num_lanes = 8"),
+        (["order", "--dataset", "x", "--world_size", "9"], "world_size is 9"),
+        (["order", "--dataset", "x", "--epoch", "-1"], "epoch is -1; it must not be negative"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:
@@ -155,11 +179,20 @@ def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:
 
 
 def test_bad_choices_about_a_real_dataset(tmp_path: Path) -> None:
-    shelf = _local_shelf(tmp_path)
+    shelf, corpus, one_image = _local_shelf(tmp_path), str(tmp_path / "corpus"), str(tmp_path / "one image")
+    fill(Path(one_image), {"train/a/1.png": png(1), "test/a/2.png": png(2), "test/b/3.png": png(3)})
     for arguments, message in (
         (["diff", "--dataset", shelf], "has no parent to compare with: give --base"),
         (["show", "--dataset", shelf, "--snapshot", "9-abc"], "'9-abc' is not in .*: there are 1-"),
-        (["order", "--dataset", shelf, "--split", "test"], "split is 'test'; snapshot .* has train, eval"),
+        (
+            ["order", "--dataset", shelf, "--global_batch", "9"],
+            "global_batch 9 is not a multiple",
+        ),
+        (
+            ["append", "--corpus", corpus, "--dataset", shelf, "--classes", "[z]", "--dry-run=true"],
+            "class 'z' is neither in .* nor in snapshot 1-",
+        ),
+        (["create", "--corpus", one_image, "--dataset", shelf, "--dry-run"], "no usable image for training"),
         (["order", "--dataset", shelf, "--global_batch", "64"], "60 samples, fewer than one global batch"),
         (
             ["order", "--dataset", shelf, "--global_batch", "24", "--from_step", "2"],

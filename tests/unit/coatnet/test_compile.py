@@ -44,6 +44,9 @@ def test_one_graph_in_eval_that_follows_the_weights() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*script_method.* is deprecated:DeprecationWarning")  # torch's own
+@pytest.mark.filterwarnings(
+    "ignore:(?s).*Jsonargparse:DeprecationWarning"
+)  # the compiler looks into all modules
 def test_inductor_computes_the_same() -> None:
     """The real compiler, C++ and all."""
     model = CoAtNet(CONFIG).eval()

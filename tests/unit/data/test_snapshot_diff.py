@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from data.build import ShardingConfig, append_snapshot
+from data.build import ShardingConfig, append_snapshot, build_snapshot
 from data.shard_write import write_shards_here
 from data.snapshot_diff import diff_snapshots
 from infra.folder_store import FolderStore
@@ -26,6 +26,16 @@ def test_an_append_adds_its_samples_and_shares_all_shards(tmp_path: Path) -> Non
     back = diff_snapshots(second, first, dataset)
     assert back.removed == found.added
     assert back.added == {"train": {}, "eval": {}}
+
+
+def test_classes_in_another_order_are_the_same_samples(tmp_path: Path) -> None:
+    dataset, first = small_dataset(tmp_path)
+    corpus = FolderStore(root=tmp_path / "corpus")
+    config = ShardingConfig(classes=("b", "a"), shard_size_bytes=12_000)
+    second = build_snapshot(corpus, dataset, config, write_shards_here(corpus, dataset, config.limits))
+    assert second.classes == ("b", "a")
+    found = diff_snapshots(first, second, dataset)
+    assert found.added == found.removed == {"train": {}, "eval": {}}
 
 
 def test_the_same_snapshot_differs_in_nothing(tmp_path: Path) -> None:

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from data.build import ShardingConfig, append_snapshot
 from data.shard_index import INDEX_SCHEMA, parquet_bytes, read_index
-from data.snapshot import Snapshot
+from data.shard_write import write_shards_here
+from data.snapshot import Snapshot, seen_paths
+from data.store import StoreError
 from data.types import ShardInfo
 from data.verify import Damage, verify_lists, verify_shard
 from infra.folder_store import FolderStore
+from tests.image_samples import fill, png
 from tests.small_dataset import small_dataset
 
 
@@ -47,6 +51,16 @@ def test_damage_is_found(
     path = getattr(snapshot.splits["train"][1], part)
     spoil(dataset, path)
     assert verify(dataset, snapshot) == [Damage(path=path, problem=problem)]
+
+
+def test_all_damage_is_found_at_once(tmp_path: Path) -> None:
+    """Who restores one file should not find the next one broken."""
+    dataset, snapshot = small_dataset(tmp_path)
+    first, second = snapshot.splits["train"][:2]
+    spoilt = (first.index_path, first.path, second.path)
+    for path in spoilt:
+        flip_a_bit(dataset, path)
+    assert [damage.path for damage in verify(dataset, snapshot)] == list(spoilt)
 
 
 def test_a_tar_cut_short_is_found(tmp_path: Path) -> None:
@@ -87,6 +101,27 @@ def test_lists_are_checked(tmp_path: Path) -> None:
     assert [damage.path for damage in verify_lists(snapshot, dataset)] == [snapshot.listing_path]
     dataset.delete(snapshot.listing_path)
     assert verify_lists(snapshot, dataset)[0].problem == "is missing"
+
+
+def test_what_an_append_reads_is_checked_too(tmp_path: Path) -> None:
+    """The parent's listing, and the notes of appends that kept nothing."""
+    dataset, first = small_dataset(tmp_path)
+    incoming = fill(tmp_path / "incoming", {"train/a/new.png": png(1)})
+    config = ShardingConfig()
+    second = append_snapshot(
+        first, incoming, dataset, config, write_shards_here(incoming, dataset, config.limits)
+    )
+    assert second is not None
+    broken = fill(tmp_path / "broken", {"train/a/broken.png": b"no picture"})
+    run_all = write_shards_here(broken, dataset, config.limits)
+    assert append_snapshot(second, broken, dataset, config, run_all) is None
+    (note,) = seen_paths(dataset, [second, first])
+    assert verify_lists(second, dataset) == ()
+    flip_a_bit(dataset, first.listing_path)
+    flip_a_bit(dataset, note)
+    assert {damage.path for damage in verify_lists(second, dataset)} == {first.listing_path, note}
+    with pytest.raises(StoreError, match=r"listings/.* is damaged: .*; restore it"):
+        append_snapshot(second, broken, dataset, config, run_all)
 
 
 def _with_index(dataset: FolderStore, shard: ShardInfo, content: bytes) -> ShardInfo:

@@ -46,7 +46,8 @@ def test_the_same_draws_make_the_same_picture(dataset: str, tmp_path: Path) -> N
         (["--dataset", "x", "--num_images", "0"], "num_images is 0"),
         (["--dataset", "x", "--epoch", "-1"], "epoch is -1"),
         (["--dataset", "x", "--phase", "train"], "phase"),
-        (["--dataset", "/nowhere"], "no snapshot in file:///nowhere"),
+        (["--dataset", "/nowhere"], "folder /nowhere does not exist"),
+        (["--dataset", "."], "no snapshot in file://"),
     ],
 )
 def test_bad_input_is_one_line(options: list[str], message: str) -> None:
