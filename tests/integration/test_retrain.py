@@ -173,6 +173,7 @@ def test_new_images_lead_to_a_verdict_once(shop: Shop) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # the first test alone has the main job in its setup
 def test_a_better_model_of_more_images_is_promoted(shop: Shop) -> None:
     """The point of it all: five times the images and the champion's weights to start from."""
     for name in VEHICLES:
