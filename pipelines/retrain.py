@@ -16,8 +16,6 @@ from typing import Any
 
 from data.build import append_snapshot
 from data.errors import InputError
-from data.shard_plan import ShardPlan
-from data.shard_write import ShardResult
 from data.snapshot import Snapshot, load_snapshot
 from data.store import Store
 from infra.ledger import Ledger
@@ -121,16 +119,15 @@ def append(session: Session, incoming: Store, champion: VersionInfo) -> Snapshot
     finetune = replace(session.recipe.finetune, classes=None, max_train_per_class=None)
     sharding = session.recipe.sharding(finetune)
     arrived = Arrivals()
-
-    def run_all(plans: list[ShardPlan]) -> list[ShardResult]:
-        session.connect()
-        in_flight = session.runtime.shard_tasks_in_flight
-        write = run_shard_tasks(incoming, dataset, sharding, max_in_flight=in_flight, announce=announce)
-        results = write(plans)
-        arrived.count(plans, results)
-        return results
-
-    appended = append_snapshot(parent, incoming, dataset, sharding, run_all)
+    write = run_shard_tasks(
+        incoming,
+        dataset,
+        sharding,
+        max_in_flight=session.runtime.shard_tasks_in_flight,
+        announce=announce,
+        connect=session.connect,
+    )
+    appended = append_snapshot(parent, incoming, dataset, sharding, arrived.watch(write))
     if appended is None:
         announce(f"retrain: {arrived.describe()} in {incoming.uri}{_hint_if_empty(incoming)}")
         return load_snapshot(dataset, "HEAD")  # another job may have taken the images meanwhile

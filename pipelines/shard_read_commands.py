@@ -1,12 +1,10 @@
 """`show`, `diff`, `verify` and `order` of `pipelines/shard.py`: they write nothing."""
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 
-from coatnet.progress import format_duration
 from data.errors import InputError
 from data.order import PADDING, EpochOrder, OrderConfig, RankBatch
 from data.shard_index import read_index
@@ -29,10 +27,10 @@ from pipelines.shard_command import (
     snapshot_values,
     split_names,
 )
+from pipelines.shard_tasks import ShardProgress
 
 _SHOWN_CLASSES = 40
 _KEPT_INDEXES = 64
-_LINE_EVERY_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +118,10 @@ def show(config: ReadConfig) -> Outcome:
         announce(f"{name:{width}}  " + "  ".join(f"{number:>9,}" for number in numbers))
     if len(rows) > _SHOWN_CLASSES:
         announce(f"and {len(rows) - _SHOWN_CLASSES} more classes; --json has them all")
-    announce(f"snapshots: {shorten([str(number) for number in snapshot_numbers(dataset)])}")
+    snapshots = snapshot_numbers(dataset)
+    announce(f"snapshots: {shorten([str(number) for number in snapshots])}")
     by_class = {split: dict(snapshot.stats[split]) for split in snapshot.splits}
-    numbers = snapshot_numbers(dataset)
-    return Outcome(values={**snapshot_values(snapshot), "by_class": by_class, "snapshots": numbers})
+    return Outcome(values={**snapshot_values(snapshot), "by_class": by_class, "snapshots": snapshots})
 
 
 def diff(config: DiffConfig) -> Outcome:
@@ -164,19 +162,11 @@ def verify(config: VerifyConfig) -> Outcome:
 
 
 def _verify_shards(shards: Sequence[ShardInfo], dataset: Store, num_workers: int) -> list[Damage]:
-    started_s = last_s = time.monotonic()
-    num_done = num_bytes = 0
+    progress = ShardProgress("verify", "damaged", len(shards), announce)
 
     def on_done(index: int, damages: tuple[Damage, ...]) -> None:
-        nonlocal last_s, num_done, num_bytes
-        num_done, num_bytes = num_done + 1, num_bytes + shards[index].size_bytes
-        now_s = time.monotonic()
-        if now_s - last_s < _LINE_EVERY_S and num_done < len(shards):
-            return
-        last_s, elapsed_s = now_s, max(now_s - started_s, 1e-3)
-        left_s = elapsed_s * (len(shards) - num_done) / num_done
-        rate = num_bytes / elapsed_s / 1e6
-        announce(f"verify  {num_done}/{len(shards)} shards  {rate:.1f} MB/s  ETA {format_duration(left_s)}")
+        shard = shards[index]
+        progress.add(num_images=shard.num_samples, size_bytes=shard.size_bytes, num_problems=len(damages))
 
     check = partial(verify_shard, dataset=dataset)
     found = run_tasks(check, shards, max_in_flight=num_workers, on_done=on_done)

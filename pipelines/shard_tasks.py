@@ -11,6 +11,7 @@ from data.shard_plan import ShardPlan
 from data.shard_write import ShardResult, write_shard
 from data.store import Store
 from infra.ray_tasks import run_tasks
+from pipelines.job import connect_to_ray
 from pipelines.shard_command import counts
 
 _LINE_EVERY_S = 2.0
@@ -23,17 +24,21 @@ def run_shard_tasks(
     *,
     max_in_flight: int,
     announce: Callable[[str], None],
+    connect: Callable[[], None] = connect_to_ray,
 ) -> RunAll:
-    """Return what fans `write_shard` out as Ray tasks, one a shard."""
+    """Return what fans `write_shard` out as Ray tasks, one a shard; `connect` is called before the first."""
 
     def run_all(plans: list[ShardPlan]) -> list[ShardResult]:
-        progress = ShardingProgress(plans, announce)
-        return run_tasks(
-            partial(write_shard, corpus=corpus, dataset=dataset, limits=config.limits),
-            plans,
-            max_in_flight=max_in_flight,
-            on_done=progress.on_done,
-        )
+        connect()
+        progress = ShardProgress("shard", "rejected", len(plans), announce)
+
+        def on_done(index: int, result: ShardResult) -> None:
+            records = plans[index].records
+            size_bytes = sum(record.size_bytes for record in records)
+            progress.add(num_images=len(records), size_bytes=size_bytes, num_problems=len(result.rejects))
+
+        write = partial(write_shard, corpus=corpus, dataset=dataset, limits=config.limits)
+        return run_tasks(write, plans, max_in_flight=max_in_flight, on_done=on_done)
 
     return run_all
 
@@ -45,8 +50,17 @@ class Arrivals:
         self._num_images = 0
         self._reasons: Counter[str] = Counter()
 
-    def count(self, plans: Sequence[ShardPlan], results: Sequence[ShardResult]) -> None:
-        """Take note of what became of an append's shards."""
+    def watch(self, run_all: RunAll) -> RunAll:
+        """Return `run_all`, taking note of what it is given and what becomes of it."""
+
+        def watched(plans: list[ShardPlan]) -> list[ShardResult]:
+            results = run_all(plans)
+            self._count(plans, results)
+            return results
+
+        return watched
+
+    def _count(self, plans: Sequence[ShardPlan], results: Sequence[ShardResult]) -> None:
         self._num_images = sum(len(plan.records) for plan in plans)
         self._reasons = Counter(reject.reason for result in results for reject in result.rejects)
         # Nothing was kept: what could be read is in the data set already, in one split or the other.
@@ -64,30 +78,30 @@ class Arrivals:
         return f"{self._num_images} new images, none of use ({counts(self.reasons)})"
 
 
-class ShardingProgress:
+class ShardProgress:
     """Counts finished shards and announces a line now and then, and at the end."""
 
-    def __init__(self, plans: Sequence[ShardPlan], announce: Callable[[str], None]) -> None:
-        self._plans = plans
-        self._announce = announce
-        self._started = self._last_line = time.monotonic()
-        self._num_shards = self._num_images = self._num_bytes = self._num_rejects = 0
+    def __init__(self, verb: str, problem: str, num_shards: int, announce: Callable[[str], None]) -> None:
+        """`verb` opens each line; `problem` is what an image or an object that is not right is called."""
+        self._verb, self._problem = verb, problem
+        self._total, self._announce = num_shards, announce
+        self._started_s = self._last_line_s = time.monotonic()
+        self._num_shards = self._num_images = self._size_bytes = self._num_problems = 0
 
-    def on_done(self, index: int, result: ShardResult) -> None:
+    def add(self, *, num_images: int, size_bytes: int, num_problems: int) -> None:
         """Take note of a finished shard."""
-        records = self._plans[index].records
         self._num_shards += 1
-        self._num_images += len(records)
-        self._num_bytes += sum(record.size_bytes for record in records)
-        self._num_rejects += len(result.rejects)
-        now = time.monotonic()
-        if self._num_shards < len(self._plans) and now - self._last_line < _LINE_EVERY_S:
+        self._num_images += num_images
+        self._size_bytes += size_bytes
+        self._num_problems += num_problems
+        now_s = time.monotonic()
+        if self._num_shards < self._total and now_s - self._last_line_s < _LINE_EVERY_S:
             return
-        self._last_line = now
-        elapsed_s = max(now - self._started, 1e-3)
-        left_s = elapsed_s * (len(self._plans) - self._num_shards) / self._num_shards
+        self._last_line_s = now_s
+        elapsed_s = max(now_s - self._started_s, 1e-3)
+        left_s = elapsed_s * (self._total - self._num_shards) / self._num_shards
         self._announce(
-            f"shard  {self._num_shards}/{len(self._plans)} shards  {self._num_images:,} images  "
-            f"{self._num_images / elapsed_s:,.0f} images/s  {self._num_bytes / elapsed_s / 1e6:.1f} MB/s  "
-            f"{self._num_rejects} rejected  ETA {format_duration(left_s)}"
+            f"{self._verb}  {self._num_shards}/{self._total} shards  {self._num_images:,} images  "
+            f"{self._num_images / elapsed_s:,.0f} images/s  {self._size_bytes / elapsed_s / 1e6:.1f} MB/s  "
+            f"{self._num_problems} {self._problem}  ETA {format_duration(left_s)}"
         )

@@ -14,12 +14,10 @@ from data.build import (
 )
 from data.corpus import CorpusListing
 from data.errors import InputError
-from data.shard_plan import ShardPlan
-from data.shard_write import ShardResult
 from data.snapshot import Snapshot, list_snapshots, load_snapshot, new_records
 from data.store import Store
 from infra.store import check_store, open_store
-from pipelines.job import announce, connect_to_ray
+from pipelines.job import announce
 from pipelines.shard_command import (
     Command,
     Outcome,
@@ -68,7 +66,6 @@ def create(config: WriteConfig) -> Outcome:
         return Outcome(values={"dry_run": True, "images": len(listing.records), "shards": dict(shards)})
     check_store(dataset)
     _refuse_another_root(dataset, listing)
-    connect_to_ray()
     run_all = run_shard_tasks(
         corpus, dataset, sharding, max_in_flight=config.runtime.num_workers, announce=announce
     )
@@ -86,18 +83,11 @@ def append(config: WriteConfig) -> Outcome:
         announce(f"dry run: {len(fresh):,} images are new to snapshot {parent.id}; nothing written")
         return Outcome(values={"dry_run": True, "parent": parent.id, "images": len(fresh)})
     check_store(dataset)
-    connect_to_ray()
     arrived = Arrivals()
     write = run_shard_tasks(
         corpus, dataset, sharding, max_in_flight=config.runtime.num_workers, announce=announce
     )
-
-    def run_all(plans: list[ShardPlan]) -> list[ShardResult]:
-        results = write(plans)
-        arrived.count(plans, results)
-        return results
-
-    appended = append_snapshot(parent, corpus, dataset, sharding, run_all)
+    appended = append_snapshot(parent, corpus, dataset, sharding, arrived.watch(write))
     if appended is None:
         announce(f"append: {arrived.describe()} in {corpus.uri} since snapshot {parent.id}")
         return Outcome(values={**snapshot_values(parent), "appended": False, "rejects": arrived.reasons})
