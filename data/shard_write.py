@@ -133,7 +133,7 @@ def _fetch(record: Record, corpus: Store, limits: ImageLimits) -> bytes | Reject
         detail = f"{record.size_bytes} bytes, allowed {limits.max_bytes}"
         return _reject(record, "too_large", detail)
     try:
-        content = corpus.get(record.path)
+        content = _read(record, corpus)
     except ObjectNotFoundError:
         return _reject(record, "missing", "listed, but gone when it was read")
     if len(content) != record.size_bytes:
@@ -143,6 +143,12 @@ def _fetch(record: Record, corpus: Store, limits: ImageLimits) -> bytes | Reject
             "it changed since, or the read was cut short: run again"
         )
     return content
+
+
+def _read(record: Record, corpus: Store) -> bytes:
+    if record.offset is None:
+        return corpus.get(record.path)
+    return corpus.get_range(record.path, record.offset, record.size_bytes)
 
 
 def _check(record: Record, content: bytes | Reject, limits: ImageLimits) -> CheckedImage | Reject:

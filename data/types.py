@@ -23,7 +23,10 @@ class Record:
     split: str | None
     """`train` or `eval` where the corpus says so, else None: assigned by the key's hash."""
     size_bytes: int
+    """Of the image."""
     etag: str
+    offset: int | None = None
+    """Of the image's bytes in the object at `path`; None: the object is the image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
