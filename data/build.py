@@ -4,16 +4,20 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, replace
 
-from data.corpus import CorpusListing, list_records, make_listing
-from data.deduplicate import Written, deduplicate, read_indexes
-from data.duplicates import LeakPolicy
+import PIL
+
+from data.corpus_listing import LEFT_OUT, CorpusListing
+from data.deduplicate import Written, deduplicate
 from data.errors import InputError
-from data.image_check import ImageLimits
+from data.list_corpus import list_for_append, list_for_build
+from data.listing import CorpusReader
+from data.outcomes import new_records, remember_rejects, write_outcomes
 from data.quarantine import write_quarantine
-from data.shard_plan import ShardPlan, plan_shards
-from data.shard_write import ShardResult
+from data.shard_plan import ShardPlans
+from data.shard_write import SHARD_FORMAT_VERSION, ShardResult
+from data.sharding_config import ShardingConfig
 from data.snapshot import (
     Snapshot,
     SnapshotConflictError,
@@ -21,95 +25,31 @@ from data.snapshot import (
     list_snapshots,
     load_chain,
     load_snapshot,
-    new_records,
-    remember_rejects,
-    write_outcomes,
+    make_snapshot,
 )
-from data.store import Store
-from data.types import Record, ShardInfo
+from data.store import ObjectNotFoundError, Store
+from data.types import Reject, ShardInfo
 
-RunAll = Callable[[list[ShardPlan]], list[ShardResult]]
-"""Runs `write_shard` on every plan, in any place and order, and returns all results, in any order."""
+RunAll = Callable[[ShardPlans], Iterable[ShardResult]]
+"""Runs `write_shard` on every plan, in any place and order, and gives all results, in any order.
+
+Plans are made as they are taken, so no more should be taken than are worked on.
+"""
 
 _MAX_COMMIT_TRIES = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardingConfig:
-    """How a corpus becomes shards; all of it changes the result."""
-
-    classes: tuple[str, ...] | None = None
-    """Take only these, in this order; None takes all, sorted."""
-    max_train_per_class: int | None = None
-    """Take at most so many training images of each class, chosen by a hash; None takes all."""
-    eval_fraction: float = 0.1
-    """Share of the images put into eval by their key; unused where the corpus has split folders."""
-    shard_size_bytes: int = 64 * 2**20
-    """Size of a tar, about."""
-    seed: int = 0
-    """Decides the split of an image and its place in the shards."""
-    limits: ImageLimits = field(default_factory=ImageLimits)
-    max_reject_fraction: float = 0.05
-    """A build with a larger share of unusable images than this stops; an append never does."""
-    leak_policy: LeakPolicy = "error"
-    """What a build does with the same image in train and eval: stop, or drop the train one."""
-
-    def __post_init__(self) -> None:
-        if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)):
-            raise InputError(f"classes is {self.classes}: give different names, or null for all")
-        if self.max_train_per_class is not None and self.max_train_per_class < 1:
-            raise InputError(f"max_train_per_class is {self.max_train_per_class}: give at least 1, or null")
-        if not 0 <= self.eval_fraction < 1:
-            raise InputError(f"eval_fraction is {self.eval_fraction}: give 0 or more, below 1")
-        if self.shard_size_bytes < 1:
-            raise InputError(f"shard_size_bytes is {self.shard_size_bytes}: give at least 1")
-        if not 0 <= self.max_reject_fraction <= 1:
-            raise InputError(f"max_reject_fraction is {self.max_reject_fraction}: give 0 to 1")
-        if self.leak_policy not in ("error", "drop_train"):
-            raise InputError(f"leak_policy is {self.leak_policy!r}: give 'error' or 'drop_train'")
-
-
-def list_for_build(corpus: Store, config: ShardingConfig) -> CorpusListing:
-    """List what `build_snapshot` would take, with the split of each record."""
-    return list_records(
-        corpus,
-        classes=config.classes,
-        max_per_class=config.max_train_per_class,
-        seed=config.seed,
-        eval_fraction=config.eval_fraction,
-    )
-
-
-def plan_build(listing: CorpusListing, config: ShardingConfig) -> list[ShardPlan]:
+def plan_build(listing: CorpusListing, config: ShardingConfig) -> ShardPlans:
     """Return the shards that `build_snapshot` would write.
 
     Raises `InputError` for a class without a train image and for no eval image (unless `eval_fraction` is 0).
     """
-    plans = _plan(listing.records, listing.classes, config)
-    planned = Counter(
-        (plan.split, label) for plan in plans for record in plan.records for label in record.labels
-    )
-    _check_counts(planned, listing.classes, needs_eval=config.eval_fraction > 0)
-    return plans
-
-
-def list_for_append(corpus: Store, config: ShardingConfig) -> CorpusListing:
-    """List what `append_snapshot` would look at; the corpus may be empty, and classes may be missing."""
-    listing = list_records(
-        corpus,
-        max_per_class=config.max_train_per_class,
-        seed=config.seed,
-        eval_fraction=config.eval_fraction,
-        allow_empty=True,
-    )
-    if config.classes is None:
-        return listing
-    wanted = set(config.classes)
-    return make_listing((r for r in listing.records if wanted.issuperset(r.labels)), config.classes)
+    _check_counts(listing.counts, listing.classes, needs_eval=config.eval_fraction > 0)
+    return ShardPlans(listing, classes=listing.classes, shard_size_bytes=config.shard_size_bytes)
 
 
 def build_snapshot(
-    corpus: Store,
+    corpus: Store | CorpusReader,
     dataset: Store,
     config: ShardingConfig,
     run_all: RunAll,
@@ -118,36 +58,45 @@ def build_snapshot(
 ) -> Snapshot:
     """Shard a corpus into a snapshot without a parent; the same input gives the same snapshot.
 
-    Raises `InputError` for what `list_records` refuses, a class without a train image, no eval
+    A finished build is recognised by the listing's digest: its snapshot is returned, and nothing is read.
+    Raises `InputError` for what `list_for_build` refuses, a class without a train image, no eval
     image (unless `eval_fraction` is 0), too many unusable images, and a leak (by policy).
     Nothing is committed then.
     """
     listing = listing or list_for_build(corpus, config)
     plans = plan_build(listing, config)
-    results = run_all(plans)
-    _check_rejects(results, len(listing.records), config.max_reject_fraction)
-    written = deduplicate(results, listing.records, dataset, known=(), leak_policy=config.leak_policy)
+    record = _build_record_path(listing, config)
+    if (finished := _finished_build(dataset, record)) is not None:
+        return finished
+    results = list(run_all(plans))
+    left_out = _left_out(listing)
+    _check_rejects([*left_out, *_rejects(results)], listing.num_images, config.max_reject_fraction)
+    written = deduplicate(results, listing, dataset, known={}, leak_policy=config.leak_policy)
     counts = _named_counts(written.label_counts, listing.classes)
     _check_counts(counts, listing.classes, needs_eval=config.eval_fraction > 0)
-    return _commit_root(dataset, _describe(None, listing, listing.classes, written, dataset))
+    snapshot = _commit_root(dataset, _describe(None, listing, listing.classes, written, left_out, dataset))
+    dataset.put(record, json.dumps({"snapshot": snapshot.id}).encode())
+    return snapshot
 
 
 def append_snapshot(
-    parent: Snapshot, corpus: Store, dataset: Store, config: ShardingConfig, run_all: RunAll
+    parent: Snapshot, corpus: Store | CorpusReader, dataset: Store, config: ShardingConfig, run_all: RunAll
 ) -> Snapshot | None:
     """Append the corpus's new images to `parent`; None where that adds no sample.
 
-    New is a (path, size, etag) that no snapshot of the chain has processed; the key gets a hash
+    New is a (path, offset, size, etag) that no snapshot of the chain has processed; the key gets a hash
     of them, so a file uploaded again under its name is another sample. New classes go to the end.
     An image whose bytes the chain has is put aside as `duplicate`, or as `leak` if it would be in
-    the other split; so is a new train image that is also a new eval image. Unusable images never
+    the other split; so is one of a new train and a new eval image, by policy. Unusable images never
     stop an append, as they would stop every later one too: the quarantine and the stats tell.
     Where nothing is left, the rejects are remembered and not read again.
 
     If another append was committed first, this one is done again on top of it. Raises
-    `InputError` for a new class without a usable train image, `SnapshotConflictError` where HEAD
-    does not descend from `parent` or conflicts do not end.
+    `InputError` for a new class without a usable train image and for `config.classes` that rename, remove
+    or move a class of the parent, `SnapshotConflictError` where HEAD does not descend from `parent` or
+    conflicts do not end.
     """
+    check_classes(config, parent)
     listing = list_for_append(corpus, config)
     for _ in range(_MAX_COMMIT_TRIES):
         try:
@@ -162,13 +111,52 @@ def append_snapshot(
     )
 
 
+def check_classes(config: ShardingConfig, parent: Snapshot) -> None:
+    """Raise `InputError` where `config.classes` does not begin with the parent's classes.
+
+    A label in a shard is a class's place in the list, so no append can take a class away or move it.
+    """
+    if config.classes is None:
+        return
+    for place, name in enumerate(parent.classes):
+        if name not in config.classes:
+            raise InputError(
+                f"class {name!r} of snapshot {parent.id} is not among classes: an append can neither rename "
+                "nor remove a class; name it too (it needs no new image), or create another dataset"
+            )
+        if config.classes.index(name) != place:
+            raise InputError(
+                f"class {name!r} is number {place} in snapshot {parent.id} and number "
+                f"{config.classes.index(name)} in classes: an append cannot move a class; give the "
+                "snapshot's classes first, in its order, or create another dataset"
+            )
+
+
+def _build_record_path(listing: CorpusListing, config: ShardingConfig) -> str:
+    """Name all that the snapshot depends on; Pillow, because it writes the re-encoded images."""
+    identity = [SHARD_FORMAT_VERSION, PIL.__version__, listing.digest, asdict(config)]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return f"builds/{digest[:32]}.json"
+
+
+def _finished_build(dataset: Store, record_path: str) -> Snapshot | None:
+    try:
+        snapshot_id = json.loads(dataset.get(record_path))["snapshot"]
+    except ObjectNotFoundError:
+        return None
+    try:
+        return load_snapshot(dataset, snapshot_id)
+    except InputError:
+        return None  # it was removed since
+
+
 def _commit_root(dataset: Store, snapshot: Snapshot) -> Snapshot:
     """Commit under the next free number, or return the same snapshot if it is there already."""
     for _ in range(_MAX_COMMIT_TRIES):
         existing = list_snapshots(dataset)
         for other in existing:
             if other.content_sha256 == snapshot.content_sha256:
-                return other
+                return replace(snapshot, number=other.number)
         number = existing[-1].number + 1 if existing else 1
         try:
             return commit_snapshot(dataset, replace(snapshot, number=number))
@@ -182,37 +170,38 @@ def _commit_root(dataset: Store, snapshot: Snapshot) -> Snapshot:
 def _append_once(
     parent: Snapshot, listing: CorpusListing, dataset: Store, config: ShardingConfig, run_all: RunAll
 ) -> Snapshot | None:
-    fresh = [replace(r, key=_upload_key(r)) for r in new_records(dataset, parent, listing)]
-    if not fresh:
+    fresh = new_records(dataset, parent, listing)
+    if not fresh.num_images:
         return None
-    added = sorted({label for record in fresh for label in record.labels} - set(parent.classes))
+    known, arrived = set(parent.classes), set(fresh.classes)
+    added = [name for name in config.classes or fresh.classes if name in arrived and name not in known]
     classes = (*parent.classes, *added)
-    results = run_all(_plan(fresh, classes, config))
-    known = [
-        index for split, shards in parent.splits.items() for index in read_indexes(dataset, split, shards)
-    ]
-    written = deduplicate(results, fresh, dataset, known=known, leak_policy="drop_train")
+    plans = ShardPlans(fresh, classes=classes, shard_size_bytes=config.shard_size_bytes)
+    policy = "drop_train" if config.leak_policy == "error" else config.leak_policy
+    results = list(run_all(plans))
+    written = deduplicate(results, fresh, dataset, known=parent.splits, leak_policy=policy)
+    left_out = _left_out(fresh)
     if not any(written.shards.values()):
-        remember_rejects(dataset, parent, fresh, {reject.key: reject.reason for reject in written.rejects})
+        rejects = (*left_out, *written.rejects)
+        remember_rejects(dataset, parent, fresh, {reject.key: reject.reason for reject in rejects})
         return None
     _check_counts(_named_counts(written.label_counts, classes), added, needs_eval=False)
-    fresh_listing = make_listing(fresh, classes)
-    return commit_snapshot(dataset, _describe(parent, fresh_listing, classes, written, dataset))
+    return commit_snapshot(dataset, _describe(parent, fresh, classes, written, left_out, dataset))
 
 
-def _plan(records: Iterable[Record], classes: Sequence[str], config: ShardingConfig) -> list[ShardPlan]:
-    return plan_shards(
-        records,
-        classes=classes,
-        seed=config.seed,
-        shard_size_bytes=config.shard_size_bytes,
-        eval_fraction=config.eval_fraction,
-    )
+def _left_out(listing: CorpusListing) -> list[Reject]:
+    """Return the images whose label is not among the given classes; there are some only with `reject`."""
+    return [
+        Reject(
+            key=row["key"], path=row["path"], reason="unknown_label", etag=row["etag"],
+            detail=f"the labels {row['labels']!r} are not all among the given classes",
+        )
+        for rows in listing.sorted_rows(LEFT_OUT) for row in rows.to_pylist()
+    ]  # fmt: skip
 
 
-def _upload_key(record: Record) -> str:
-    identity = json.dumps([record.path, record.size_bytes, record.etag])
-    return f"{record.path}@{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+def _rejects(results: Iterable[ShardResult]) -> list[Reject]:
+    return [reject for result in results for reject in result.rejects]
 
 
 def _named_counts(counts: Counter[tuple[str, int]], classes: Sequence[str]) -> Counter[tuple[str, str]]:
@@ -233,8 +222,7 @@ def _check_counts(counts: Counter[tuple[str, str]], classes: Iterable[str], *, n
         )
 
 
-def _check_rejects(results: Iterable[ShardResult], num_records: int, max_fraction: float) -> None:
-    rejects = [reject for result in results for reject in result.rejects]
+def _check_rejects(rejects: Sequence[Reject], num_records: int, max_fraction: float) -> None:
     if len(rejects) <= max_fraction * num_records:
         return
     reasons = Counter(reject.reason for reject in rejects).most_common(3)
@@ -251,41 +239,41 @@ def _describe(
     listing: CorpusListing,
     classes: tuple[str, ...],
     written: Written,
+    left_out: Sequence[Reject],
     dataset: Store,
 ) -> Snapshot:
-    """Write the listing and the quarantine, and return the snapshot, not committed yet."""
-    reasons = {reject.key: reject.reason for reject in written.rejects}
-    shards = {
-        split: (*(parent.splits[split] if parent else ()), *new) for split, new in written.shards.items()
-    }
-    return Snapshot(
-        number=parent.number + 1 if parent else 1,
-        parent=parent.id if parent else None,
+    """Write the listing, the quarantine and the shard list; return the snapshot, not committed yet."""
+    rejects = sorted((*left_out, *written.rejects), key=lambda reject: reject.key)
+    return make_snapshot(
+        dataset,
+        parent,
+        written.shards,
         classes=classes,
-        splits=shards,
-        stats=_stats(parent, classes, shards, written),
+        stats=_stats(parent, classes, written, rejects),
         listing_digest=listing.digest,
-        listing_path=write_outcomes(dataset, listing.records, reasons),
-        quarantine_path=write_quarantine(dataset, written.rejects) if written.rejects else None,
+        listing_paths=write_outcomes(dataset, listing, {reject.key: reject.reason for reject in rejects}),
+        quarantine_path=write_quarantine(dataset, rejects) if rejects else None,
     )
 
 
 def _stats(
-    parent: Snapshot | None,
-    classes: Sequence[str],
-    shards: Mapping[str, Sequence[ShardInfo]],
-    written: Written,
+    parent: Snapshot | None, classes: Sequence[str], written: Written, rejects: Iterable[Reject]
 ) -> dict[str, dict[str, int]]:
+    before: Mapping[str, Mapping[str, int]] = parent.stats if parent else {}
+
+    def grown(kind: str, split: str, shards: Iterable[ShardInfo]) -> int:
+        field = "num_samples" if kind == "samples" else "size_bytes"
+        return before.get(kind, {}).get(split, 0) + sum(getattr(shard, field) for shard in shards)
+
     by_class = {
         split: {
-            name: (parent.stats[split].get(name, 0) if parent else 0) + written.label_counts[split, label]
+            name: before.get(split, {}).get(name, 0) + written.label_counts[split, label]
             for label, name in enumerate(classes)
         }
-        for split in shards
+        for split in written.shards
     }
-    return {
-        "samples": {split: sum(shard.num_samples for shard in found) for split, found in shards.items()},
-        "size_bytes": {split: sum(shard.size_bytes for shard in found) for split, found in shards.items()},
-        "rejects": dict(sorted(Counter(reject.reason for reject in written.rejects).items())),
-        **by_class,
+    totals = {
+        kind: {split: grown(kind, split, shards) for split, shards in written.shards.items()}
+        for kind in ("samples", "size_bytes")
     }
+    return {**totals, "rejects": dict(sorted(Counter(r.reason for r in rejects).items())), **by_class}

@@ -1,23 +1,43 @@
 """Find images that stand in a dataset twice, over the shard indexes alone."""
 
+import binascii
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data.arrow import Table
 from data.errors import InputError
-from data.shard_index import Table
+from data.shard_index import read_index
+from data.sharding_config import LeakPolicy
+from data.spool import Spool
+from data.store import Store
+from data.types import ShardInfo
 
-LeakPolicy = Literal["error", "drop_train"]
+_PRINT_SCHEMA: Any = pa.schema(
+    [
+        ("high", pa.uint64()),  # the first 16 bytes of an image's sha256
+        ("low", pa.uint64()),
+        ("shard", pa.int32()),  # the place in the list of all shards looked at
+        ("row", pa.int32()),
+    ]
+)
+_HEX_PER_PRINT = 32
+_NUM_READ_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SplitIndex:
-    """A shard's index and where it belongs."""
+class SplitShard:
+    """A shard and the split it belongs to."""
 
     split: str
-    shard_path: str
-    table: Table
+    info: ShardInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +47,7 @@ class Removal:
     split: str
     shard_path: str
     name: str
+    labels: tuple[int, ...]
     reason: str
     """`duplicate` (the same bytes in the same split) or `leak` (in the other one)."""
     detail: str
@@ -34,6 +55,7 @@ class Removal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
+    shard: int
     split: str
     shard_path: str
     name: str
@@ -41,63 +63,130 @@ class _Place:
 
 
 def find_duplicates(
-    new: Sequence[SplitIndex], *, known: Sequence[SplitIndex] = (), leak_policy: LeakPolicy
+    dataset: Store,
+    new: Sequence[SplitShard],
+    *,
+    known: Sequence[SplitShard] = (),
+    leak_policy: LeakPolicy,
 ) -> list[Removal]:
     """Return the samples of `new` to remove, sorted by name, so that no image bytes come twice.
 
     Within a split the lowest name stays; a sample that `known` has already goes. A sample whose
-    twin in the other split is known goes as a leak. Of twins in both splits of `new` the train
-    one goes with `drop_train`; with `error` they are an `InputError` that names up to five pairs.
+    twin in the other split is known goes as a leak. Of twins in both splits of `new` the one of the
+    split that the policy drops goes; with `error` they are an `InputError` that names up to five pairs.
+
+    Every index is read once, and those with a repeated image once more. Memory grows with the repeated
+    images only: 24 bytes an image are sorted on disk.
     """
-    repeated = _repeated_hashes([*new, *known])
-    new_places, known_places = _places(new, repeated), _places(known, repeated)
+    shards = [*new, *known]
+    repeated = _repeated(_prints(dataset, shards), len(new))
     removals: list[Removal] = []
     leaks: list[tuple[_Place, _Place]] = []
-    for sha256 in repeated:
-        fresh: list[_Place] = []
-        for place in new_places[sha256]:
-            if known_places[sha256]:
-                removals.append(_removal(place, known_places[sha256][0]))
-            else:
-                fresh.append(place)
-        train = [place for place in fresh if place.split == "train"]
-        evaluation = [place for place in fresh if place.split == "eval"]
-        removals += [_removal(place, evaluation[0]) for place in evaluation[1:]]
-        if train and evaluation:
-            leaks.append((train[0], evaluation[0]))
-            removals += [_removal(place, evaluation[0]) for place in train]
-        else:
-            removals += [_removal(place, train[0]) for place in train[1:]]
+    for group in _places(dataset, shards, repeated):
+        found, leak = _judge(group, len(new), leak_policy)
+        removals += found
+        leaks += leak
     if leaks and leak_policy == "error":
         _raise_leaks(leaks)
     return sorted(removals, key=lambda removal: removal.name)
 
 
-def _repeated_hashes(indexes: Iterable[SplitIndex]) -> set[str]:
-    seen: Counter[str] = Counter()
-    for index in indexes:
-        seen.update(index.table.column("sha256").to_pylist())
-    return {sha256 for sha256, count in seen.items() if count > 1}
+def read_indexes(dataset: Store, shards: Iterable[SplitShard], columns: Sequence[str]) -> Iterator[Table]:
+    """Yield the shards' indexes in order, some ahead in threads."""
+
+    def read(shard: SplitShard) -> Table:
+        return read_index(dataset, shard.info).select(list(columns)).combine_chunks()
+
+    waiting = list(shards)
+    with ThreadPoolExecutor(_NUM_READ_THREADS) as pool:
+        for first in range(0, len(waiting), _READ_AHEAD):
+            yield from pool.map(read, waiting[first : first + _READ_AHEAD])
 
 
-def _places(indexes: Iterable[SplitIndex], hashes: set[str]) -> dict[str, list[_Place]]:
-    """Return where each of the hashes stands, by name."""
-    places: defaultdict[str, list[_Place]] = defaultdict(list)
-    for index in indexes:
-        for sha256, name, labels in _columns(index.table):
-            if sha256 in hashes:
-                place = _Place(
-                    split=index.split, shard_path=index.shard_path, name=name, labels=tuple(labels)
-                )
-                places[sha256].append(place)
-    for found in places.values():
-        found.sort(key=lambda place: place.name)
-    return places
+_READ_AHEAD = 64
 
 
-def _columns(table: Table) -> Iterator[tuple[str, str, list[int]]]:
-    columns = (table.column(name).to_pylist() for name in ("sha256", "name", "labels"))
-    return zip(*columns, strict=True)
+def _prints(dataset: Store, shards: Sequence[SplitShard]) -> Spool:
+    spool = Spool(_PRINT_SCHEMA, ("high", "low", "shard", "row"))
+    for number, table in enumerate(read_indexes(dataset, shards, ["sha256"])):
+        prints = _first_bytes(table.column("sha256"))
+        columns = [
+            pa.array(prints[:, 0]),
+            pa.array(prints[:, 1]),
+            pa.array(np.full(len(prints), number, dtype=np.int32)),
+            pa.array(np.arange(len(prints), dtype=np.int32)),
+        ]
+        spool.add(pa.RecordBatch.from_arrays(columns, schema=_PRINT_SCHEMA))
+    return spool
+
+
+def _first_bytes(hex_strings: Any) -> NDArray[np.uint64]:
+    """Return the first 16 bytes of each hash: uint64 [N, 2]."""
+    text = "".join(value[:_HEX_PER_PRINT] for value in hex_strings.to_pylist())
+    return np.frombuffer(binascii.unhexlify(text), dtype=">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def _repeated(prints: Spool, num_new: int) -> Table:
+    """Return (group, shard, row) of the images that come more than once and are not all known."""
+    found: list[Table] = [_no_places()]
+    next_group = 0
+    for part in prints.parts():
+        high, low = part.column("high").to_numpy(), part.column("low").to_numpy()
+        starts = np.flatnonzero(np.concatenate([[True], (high[1:] != high[:-1]) | (low[1:] != low[:-1])]))
+        sizes = np.diff(np.concatenate([starts, [len(high)]]))
+        is_new = part.column("shard").to_numpy() < num_new
+        has_new = np.logical_or.reduceat(is_new, starts)
+        chosen = np.repeat((sizes > 1) & has_new, sizes)
+        groups = next_group + np.repeat(np.arange(len(starts)), sizes)
+        next_group += len(starts)
+        columns = [groups[chosen], *(part.column(name).to_numpy()[chosen] for name in ("shard", "row"))]
+        found.append(pa.table(dict(zip(("group", "shard", "row"), columns, strict=True))))
+    return pa.concat_tables(found)
+
+
+def _no_places() -> Table:
+    return pa.table(
+        {
+            "group": pa.array([], pa.int64()),
+            "shard": pa.array([], pa.int32()),
+            "row": pa.array([], pa.int32()),
+        }
+    )
+
+
+def _places(dataset: Store, shards: Sequence[SplitShard], repeated: Table) -> Iterator[list[_Place]]:
+    """Yield the places of each group, by name; each shard with a repeated image is read once."""
+    rows = repeated.sort_by("shard").to_pylist()
+    by_shard = [(number, list(found)) for number, found in groupby(rows, key=lambda row: row["shard"])]
+    tables = read_indexes(dataset, [shards[number] for number, _ in by_shard], ["name", "labels"])
+    groups: defaultdict[int, list[_Place]] = defaultdict(list)
+    for (number, found), table in zip(by_shard, tables, strict=True):
+        taken = table.take(pa.array([row["row"] for row in found])).to_pylist()
+        for row, image in zip(found, taken, strict=True):
+            place = _Place(
+                shard=number, split=shards[number].split, shard_path=shards[number].info.path,
+                name=image["name"], labels=tuple(image["labels"]),
+            )  # fmt: skip
+            groups[row["group"]].append(place)
+    for places in groups.values():
+        yield sorted(places, key=lambda place: place.name)
+
+
+def _judge(
+    group: list[_Place], num_new: int, leak_policy: LeakPolicy
+) -> tuple[list[Removal], list[tuple[_Place, _Place]]]:
+    """Return what of one image's places must go, and its (train, eval) pair if it is a leak."""
+    fresh = [place for place in group if place.shard < num_new]
+    known = [place for place in group if place.shard >= num_new]
+    if known:
+        return [_removal(place, known[0]) for place in fresh], []
+    train = [place for place in fresh if place.split == "train"]
+    evaluation = [place for place in fresh if place.split == "eval"]
+    if not (train and evaluation):
+        return [_removal(place, fresh[0]) for place in fresh[1:]], []
+    kept, dropped = (train, evaluation) if leak_policy == "drop_eval" else (evaluation, train)
+    removals = [_removal(place, kept[0]) for place in (*kept[1:], *dropped)]
+    return removals, [(train[0], evaluation[0])]
 
 
 def _removal(place: _Place, twin: _Place) -> Removal:
@@ -106,6 +195,7 @@ def _removal(place: _Place, twin: _Place) -> Removal:
         split=place.split,
         shard_path=place.shard_path,
         name=place.name,
+        labels=place.labels,
         reason="duplicate" if place.split == twin.split else "leak",
         detail=f"same bytes as {twin.split} image {twin.name!r}{other_label}",
     )
@@ -117,5 +207,15 @@ def _raise_leaks(leaks: list[tuple[_Place, _Place]]) -> None:
     more = f" and {len(leaks) - 5} more" if len(leaks) > 5 else ""
     raise InputError(
         f"{len(leaks)} images stand in both train and eval: {pairs}{more}; remove one of each pair, "
-        "or set leak_policy to drop_train"
+        "or set leak_policy to drop_train or drop_eval"
     )
+
+
+def count_labels(tables: Iterable[tuple[str, Table]]) -> Counter[tuple[str, int]]:
+    """Return samples by split and class index, of (split, index) pairs."""
+    counts: Counter[tuple[str, int]] = Counter()
+    for split, table in tables:
+        found = np.bincount(table.column("labels").combine_chunks().flatten().to_numpy())
+        for label in np.flatnonzero(found).tolist():
+            counts[split, label] += int(found[label])
+    return counts

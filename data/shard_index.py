@@ -3,17 +3,14 @@
 import hashlib
 import io
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.arrow import Schema, Table
 from data.store import Store, StoreError
 from data.types import ShardInfo
-
-# pyarrow ships no types: these names say what is meant, checkers see Any.
-Table: TypeAlias = Any
-Schema: TypeAlias = Any
 
 INDEX_SCHEMA: Schema = pa.schema(
     [
@@ -35,9 +32,7 @@ INDEX_SCHEMA: Schema = pa.schema(
 
 def parquet_bytes(rows: Sequence[dict[str, Any]], schema: Schema) -> bytes:
     """Encode rows as Parquet; the same rows and pyarrow give the same bytes."""
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink, compression="zstd")
-    return sink.getvalue()
+    return _table_bytes(pa.Table.from_pylist(list(rows), schema=schema))
 
 
 def parquet_table(content: bytes) -> Table:
@@ -47,15 +42,37 @@ def parquet_table(content: bytes) -> Table:
 
 def put_parquet(dataset: Store, folder: str, rows: Sequence[dict[str, Any]], schema: Schema) -> str:
     """Write rows under a name made of their content, and return the path."""
-    content = parquet_bytes(rows, schema)
+    return put_table(dataset, folder, pa.Table.from_pylist(list(rows), schema=schema))
+
+
+def put_table(dataset: Store, folder: str, table: Table) -> str:
+    """Write a table under a name made of its content, and return the path."""
+    content = _table_bytes(table)
     path = f"{folder}/{_content_name(content)}"
     dataset.put(path, content)
     return path
 
 
+def get_parquet(dataset: Store, path: str) -> Table:
+    """Return the table that was written at `path`; `StoreError` if it is not the one."""
+    content = dataset.get(path)
+    if not is_named_by_content(path, content):
+        raise StoreError(
+            f"{dataset.uri}/{path} is damaged: its content does not have the hash in its name; restore it, "
+            "or create the dataset anew elsewhere"
+        )
+    return parquet_table(content)
+
+
 def is_named_by_content(path: str, content: bytes) -> bool:
     """Say whether this is what `put_parquet` wrote at `path`."""
     return path.rpartition("/")[2] == _content_name(content)
+
+
+def _table_bytes(table: Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
 
 
 def _content_name(content: bytes) -> str:

@@ -1,10 +1,15 @@
 """Decide which images go into which shard, from the listing alone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from data.split import SPLITS, assign_split
-from data.stable_hash import stable_hash
+import numpy as np
+import pyarrow as pa
+
+from data.arrow import RecordBatch, Table
+from data.corpus_listing import CorpusListing
+from data.listing import LISTING_SCHEMA, records_of
+from data.split import SPLITS
 from data.types import Record
 
 # Three tar headers, the label and JSON members, and the padding of the image, on average.
@@ -16,51 +21,64 @@ class ShardPlan:
     """One shard to be written: everything `write_shard` must know but the stores."""
 
     split: str
-    records: tuple[Record, ...]
-    """In the shard's order."""
+    rows: RecordBatch
+    """A batch of `LISTING_SCHEMA`, in the shard's order."""
     classes: tuple[str, ...]
     """A label's index is its place here."""
 
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The rows as objects."""
+        return records_of(self.rows)
 
-def plan_shards(
-    records: Iterable[Record],
-    *,
-    classes: Sequence[str],
-    seed: int,
-    shard_size_bytes: int,
-    eval_fraction: float,
-) -> list[ShardPlan]:
-    """Return the plans, train first, each of about `shard_size_bytes` or a little less.
+
+class ShardPlans:
+    """The plans for a listing, train first, each of about `shard_size_bytes` or a little less.
 
     The order is that of a hash of key and seed, so neither the listing's order nor a second run
-    matters, and classes are mixed. A record without a split gets one by its key. A split's last
-    shard is as large as the others: all aim at the same share of the split's bytes.
+    matters, and classes are mixed. A split's last shard is as large as the others: all aim at the same
+    share of the split's bytes. Plans are made as they are asked for; a second iteration gives them again.
     """
-    by_split: dict[str, list[Record]] = {split: [] for split in SPLITS}
-    for record in records:
-        by_split[record.split or assign_split(record.key, eval_fraction, seed)].append(record)
-    plans: list[ShardPlan] = []
-    for split, members in by_split.items():
-        members.sort(key=lambda r: (stable_hash(r.key, seed=seed, purpose="order"), r.key))
-        plans += [
-            ShardPlan(split=split, records=tuple(part), classes=tuple(classes))
-            for part in _cut(members, shard_size_bytes)
-        ]
-    return plans
+
+    def __init__(self, listing: CorpusListing, *, classes: Iterable[str], shard_size_bytes: int) -> None:
+        self._listing, self._classes = listing, tuple(classes)
+        self._shard_size_bytes = shard_size_bytes
+        totals = [listing.totals[split] for split in SPLITS]
+        self.num_images = sum(total.num_images for total in totals)
+        self.size_bytes = sum(total.size_bytes for total in totals)
+
+    def __iter__(self) -> Iterator[ShardPlan]:
+        for split in SPLITS:
+            total = self._listing.totals[split]
+            total_bytes = total.size_bytes + MEMBER_OVERHEAD_BYTES * total.num_images
+            num_shards = -(-total_bytes // self._shard_size_bytes)
+            for rows in _cut(self._listing.sorted_rows(split), total_bytes, num_shards):
+                yield ShardPlan(split=split, rows=rows, classes=self._classes)
 
 
-def _cut(records: Sequence[Record], shard_size_bytes: int) -> list[list[Record]]:
+def _cut(parts: Iterable[Table], total_bytes: int, num_shards: int) -> Iterator[RecordBatch]:
     """Cut at equal shares of the total; no shard is empty."""
-    sizes = [record.size_bytes + MEMBER_OVERHEAD_BYTES for record in records]
-    total = sum(sizes)
-    num_shards = -(-total // shard_size_bytes)
-    parts: list[list[Record]] = []
-    before, last_share = 0, -1
-    for record, size in zip(records, sizes, strict=True):
-        share = before * num_shards // total
-        if share != last_share:
-            parts.append([])
-            last_share = share
-        parts[-1].append(record)
-        before += size
-    return parts
+    before, share = 0, -1
+    pieces: list[Table] = []
+    for part in parts:
+        sizes = part.column("size_bytes").to_numpy() + MEMBER_OVERHEAD_BYTES
+        ends = np.cumsum(sizes)
+        # Python's integers: bytes times shards passes 64 bits at some hundred terabytes.
+        shares = [(before + start) * num_shards // total_bytes for start in (ends - sizes).tolist()]
+        bounds = [row for row in range(len(shares)) if shares[row] != (shares[row - 1] if row else share)]
+        first = 0
+        for bound in bounds:
+            pieces.append(part.slice(first, bound - first))
+            yield from _joined(pieces)
+            pieces, first = [], bound
+        pieces.append(part.slice(first))
+        before, share = before + int(ends[-1]), shares[-1]
+    yield from _joined(pieces)
+
+
+def _joined(pieces: list[Table]) -> Iterator[RecordBatch]:
+    table = pa.concat_tables(pieces) if pieces else None
+    if table is not None and table.num_rows:
+        # A slice would be sent to its worker with all of the part's buffers; `take` copies its own rows.
+        rows = table.select(LISTING_SCHEMA.names).combine_chunks().take(np.arange(table.num_rows))
+        yield from rows.combine_chunks().to_batches()

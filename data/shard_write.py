@@ -23,7 +23,7 @@ from data.types import Record, Reject, Sample, ShardInfo
 from data.webdataset_key import escape_key
 
 # Raise it when the bytes written for the same input change.
-SHARD_FORMAT_VERSION = 1
+SHARD_FORMAT_VERSION = 2
 
 # Small objects cost a round trip each. At most this many images wait in memory.
 _NUM_FETCH_THREADS = 8
@@ -39,6 +39,9 @@ class ShardResult:
     """None where no image was usable."""
     split: str
     rejects: tuple[Reject, ...]
+    num_images: int
+    """Listed, not kept."""
+    listed_bytes: int
 
 
 def write_shard(plan: ShardPlan, *, corpus: Store, dataset: Store, limits: ImageLimits) -> ShardResult:
@@ -48,7 +51,8 @@ def write_shard(plan: ShardPlan, *, corpus: Store, dataset: Store, limits: Image
     KEY.json with the original name. A plan finished before, by whichever process, is not read
     again. Raises `StoreError` where a store fails or an image changes size while it is read.
     """
-    receipt_path = _receipt_path(plan, corpus, limits)
+    records = plan.records
+    receipt_path = _receipt_path(plan, records, corpus, limits)
     finished = _read_receipt(dataset, receipt_path)
     if finished is not None:
         return finished
@@ -58,24 +62,31 @@ def write_shard(plan: ShardPlan, *, corpus: Store, dataset: Store, limits: Image
     with tempfile.TemporaryDirectory(prefix="shard-") as scratch, quiet_pillow():
         tar_path = Path(scratch) / "shard.tar"
         with TarWriter(tar_path) as tar:
-            for record, outcome in _check_records(plan.records, corpus, limits):
+            for record, outcome in _check_records(records, corpus, limits):
                 if isinstance(outcome, Reject):
                     rejects.append(outcome)
                 else:
                     rows.append(_add_sample(tar, record, outcome, class_index))
         info = _publish(tar, tar_path, rows, plan.split, dataset) if rows else None
-    result = ShardResult(info=info, split=plan.split, rejects=tuple(rejects))
+    result = ShardResult(
+        info=info,
+        split=plan.split,
+        rejects=tuple(rejects),
+        num_images=len(records),
+        listed_bytes=sum(record.size_bytes for record in records),
+    )
     dataset.put(receipt_path, json.dumps(asdict(result)).encode())
     return result
 
 
 def write_shards_here(
     corpus: Store, dataset: Store, limits: ImageLimits
-) -> Callable[[list[ShardPlan]], list[ShardResult]]:
+) -> Callable[[Iterable[ShardPlan]], Iterator[ShardResult]]:
     """Return a function that writes plans one after another in this process."""
 
-    def run_all(plans: list[ShardPlan]) -> list[ShardResult]:
-        return [write_shard(plan, corpus=corpus, dataset=dataset, limits=limits) for plan in plans]
+    def run_all(plans: Iterable[ShardPlan]) -> Iterator[ShardResult]:
+        for plan in plans:
+            yield write_shard(plan, corpus=corpus, dataset=dataset, limits=limits)
 
     return run_all
 
@@ -210,9 +221,12 @@ def _publish(
     )  # fmt: skip
 
 
-def _receipt_path(plan: ShardPlan, corpus: Store, limits: ImageLimits) -> str:
+def _receipt_path(plan: ShardPlan, records: Iterable[Record], corpus: Store, limits: ImageLimits) -> str:
     """Name all that the result depends on; Pillow, because it writes the re-encoded images."""
-    identity = [SHARD_FORMAT_VERSION, PIL.__version__, corpus.uri, asdict(limits), asdict(plan)]
+    rows = [asdict(record) for record in records]
+    identity = [
+        SHARD_FORMAT_VERSION, PIL.__version__, corpus.uri, asdict(limits), plan.split, plan.classes, rows,
+    ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return f"receipts/{digest[:32]}.json"
 
@@ -226,4 +240,10 @@ def _read_receipt(dataset: Store, path: str) -> ShardResult | None:
     if info and not (dataset.exists(info.path) and dataset.exists(info.index_path)):
         return None
     rejects = tuple(Reject(**reject) for reject in found["rejects"])
-    return ShardResult(info=info, split=found["split"], rejects=rejects)
+    return ShardResult(
+        info=info,
+        split=found["split"],
+        rejects=rejects,
+        num_images=found["num_images"],
+        listed_bytes=found["listed_bytes"],
+    )

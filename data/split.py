@@ -1,14 +1,18 @@
-"""Assign train or eval to an image of a corpus that has no split folders."""
+"""Assign train or eval to the images of a corpus that does not say so."""
 
+import numpy as np
+from numpy.typing import NDArray
+
+from data.arrow import Column
 from data.stable_hash import stable_hash
 
 SPLITS = ("train", "eval")
 
 
-def assign_split(key: str, eval_fraction: float, seed: int) -> str:
-    """Return `train` or `eval`, by nothing but the key's hash and the seed.
+def is_eval(keys: Column, eval_fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Say of each key of an Arrow column whether its image is for eval: bool [N].
 
-    So an image keeps its split when others are added, and about `eval_fraction` (0 to 1) of many
-    keys are eval.
+    Nothing but the key's hash and the seed decide. So an image keeps its split when others are added,
+    and about `eval_fraction` (0 to 1, 1 left out) of many keys are eval.
     """
-    return "eval" if stable_hash(key, seed=seed, purpose="split") < eval_fraction * 2**64 else "train"
+    return stable_hash(keys, seed=seed, purpose="split") < np.uint64(int(eval_fraction * 2**64))

@@ -73,6 +73,10 @@ class Store(Protocol):
         """Yield every object below `prefix` (a folder, or "" for all), sorted by path."""
         ...
 
+    def scan(self) -> Iterator[ObjectInfo]:
+        """Yield every object in whatever order the store has, without holding them all in memory."""
+        ...
+
     def delete(self, path: str) -> None:
         """Remove an object; absent is fine."""
         ...

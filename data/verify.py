@@ -57,7 +57,7 @@ def verify_lists(snapshot: Snapshot, dataset: Store) -> tuple[Damage, ...]:
     Their names are those of their content.
     """
     chain = load_chain(dataset, snapshot)
-    paths = [path for one in chain for path in (one.listing_path, one.quarantine_path) if path is not None]
+    paths = [path for one in chain for path in (*one.listing_paths, one.quarantine_path) if path is not None]
     found: list[Damage] = []
     for path in [*paths, *seen_paths(dataset, chain)]:
         content = _get(dataset, path, found)

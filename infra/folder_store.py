@@ -121,6 +121,10 @@ class FolderStore:
             if folder.is_dir():
                 yield from _walk(folder, f"{prefix}/" if prefix else "", ())
 
+    def scan(self) -> Iterator[ObjectInfo]:
+        """Yield every object; a folder at a time is held in memory."""
+        return self.list()
+
     def delete(self, path: str) -> None:
         """Remove an object; absent is fine."""
         with contextlib.suppress(ObjectNotFoundError), self._faults_named(path):

@@ -31,7 +31,7 @@ from infra.s3_client import HASTE, LazyClient, S3Patience
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ObjectTypeDef
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ObjectTypeDef
 
 T = TypeVar("T")
 
@@ -181,6 +181,25 @@ class S3Store:
             return [info for info in found if not info.path.endswith("/")]
 
         yield from sorted(self._call(prefix, read), key=lambda info: info.path)
+
+    def scan(self) -> Iterator[ObjectInfo]:
+        """Yield every object in the store's own order, page by page."""
+        root = f"{self.prefix}/" if self.prefix else ""
+        token = ""
+
+        def read(s3: "S3Client") -> "ListObjectsV2OutputTypeDef":
+            if token:
+                return s3.list_objects_v2(Bucket=self.bucket, Prefix=root, ContinuationToken=token)
+            return s3.list_objects_v2(Bucket=self.bucket, Prefix=root)
+
+        while True:
+            page = self._call("", read)
+            found = (_info(entry, root) for entry in page.get("Contents", []))
+            # A name that ends in "/" is a console's marker of an empty folder.
+            yield from (info for info in found if not info.path.endswith("/"))
+            if not page["IsTruncated"]:
+                return
+            token = page["NextContinuationToken"]
 
     def delete(self, path: str) -> None:
         """Remove an object; absent is fine."""

@@ -16,11 +16,11 @@ from coatnet.config import ModelConfig
 from coatnet.train_config import TrainConfig
 from coatnet.variants import model_config
 from data.augment import AugmentConfig
-from data.build import ShardingConfig
 from data.decode import DecodeConfig
 from data.errors import InputError
 from data.order import OrderConfig
 from data.plain import with_tuples
+from data.sharding_config import ShardingConfig
 from pipelines.promotion import GatePolicy
 
 ConfigT = TypeVar("ConfigT")

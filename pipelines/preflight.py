@@ -2,10 +2,9 @@
 
 import os
 import shutil
-from collections import Counter
 from pathlib import Path
 
-from data.corpus import CorpusListing
+from data.corpus_listing import CorpusListing
 from data.errors import InputError
 from data.store import Store
 from infra.store import check_store, open_store
@@ -36,15 +35,14 @@ def check_images(name: str, listing: CorpusListing, global_batch_size: int) -> N
         raise InputError(
             f"{name} has the classes {list(listing.classes)}; a classifier needs at least two classes"
         )
-    counts = Counter((record.split, label) for record in listing.records for label in record.labels)
     for label in listing.classes:
-        if not counts["train", label]:
+        if not listing.counts["train", label]:
             raise InputError(
-                f"class {label!r} of {name} has no image for training ({counts['eval', label]} for "
+                f"class {label!r} of {name} has no image for training ({listing.counts['eval', label]} for "
                 "evaluation): add images or leave the class out"
             )
-    num_train = sum(record.split == "train" for record in listing.records)
-    if num_train == len(listing.records):
+    num_train = listing.totals["train"].num_images
+    if not listing.totals["eval"].num_images:
         raise InputError(
             f"{name} has no image for evaluation: add a test/, val/ or eval/ folder, or more images, or "
             "raise recipe.shard.eval_fraction"

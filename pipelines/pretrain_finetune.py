@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from data.build import list_for_build
 from data.errors import InputError
+from data.list_corpus import list_for_build
 from data.store import Store
 from infra.registry import VersionInfo
 from infra.store import open_store

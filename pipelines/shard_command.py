@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.corpus import CorpusListing
+from data.corpus_listing import CorpusListing
 from data.errors import InputError
 from data.snapshot import Snapshot
 from data.split import SPLITS
@@ -93,8 +93,9 @@ def describe_snapshot(snapshot: Snapshot) -> str:
 
 def describe_listing(listing: CorpusListing) -> str:
     """Return how much a corpus holds."""
-    size_mb = sum(record.size_bytes for record in listing.records) / 1e6
-    return f"{len(listing.records):,} images of {len(listing.classes)} classes, {size_mb:,.1f} MB"
+    return (
+        f"{listing.num_images:,} images of {len(listing.classes)} classes, {listing.size_bytes / 1e6:,.1f} MB"
+    )
 
 
 def counts(values: Mapping[str, int]) -> str:

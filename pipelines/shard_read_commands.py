@@ -162,7 +162,7 @@ def verify(config: VerifyConfig) -> Outcome:
 
 
 def _verify_shards(shards: Sequence[ShardInfo], dataset: Store, num_workers: int) -> list[Damage]:
-    progress = ShardProgress("verify", "damaged", len(shards), announce)
+    progress = ShardProgress("verify", "damaged", sum(shard.num_samples for shard in shards), announce)
 
     def on_done(index: int, damages: tuple[Damage, ...]) -> None:
         shard = shards[index]

@@ -4,17 +4,13 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from data.build import (
-    ShardingConfig,
-    append_snapshot,
-    build_snapshot,
-    list_for_append,
-    list_for_build,
-    plan_build,
-)
-from data.corpus import CorpusListing
+from data.build import append_snapshot, build_snapshot, check_classes, plan_build
+from data.corpus_listing import CorpusListing
 from data.errors import InputError
-from data.snapshot import Snapshot, list_snapshots, load_snapshot, new_records
+from data.list_corpus import list_for_append, list_for_build
+from data.outcomes import new_records
+from data.sharding_config import ShardingConfig
+from data.snapshot import Snapshot, list_snapshots, load_snapshot
 from data.store import Store
 from infra.store import check_store, open_store
 from pipelines.job import announce
@@ -63,7 +59,7 @@ def create(config: WriteConfig) -> Outcome:
     if config.dry_run:
         shards = Counter(plan.split for plan in plan_build(listing, sharding))
         announce(f"dry run: {shards['train']} shards of train and {shards['eval']} of eval; nothing written")
-        return Outcome(values={"dry_run": True, "images": len(listing.records), "shards": dict(shards)})
+        return Outcome(values={"dry_run": True, "images": listing.num_images, "shards": dict(shards)})
     check_store(dataset)
     _refuse_another_root(dataset, listing)
     run_all = run_shard_tasks(
@@ -76,12 +72,13 @@ def append(config: WriteConfig) -> Outcome:
     """Append what no snapshot has seen to the newest one."""
     corpus, dataset, sharding = open_to_read(config.corpus), open_to_read(config.dataset), config.sharding
     parent = load_snapshot(dataset, "HEAD")
+    check_classes(sharding, parent)
     listing = list_for_append(corpus, sharding)
     _refuse_unknown_classes(config, listing, parent)
     if config.dry_run:
         fresh = new_records(dataset, parent, listing)
-        announce(f"dry run: {len(fresh):,} images are new to snapshot {parent.id}; nothing written")
-        return Outcome(values={"dry_run": True, "parent": parent.id, "images": len(fresh)})
+        announce(f"dry run: {fresh.num_images:,} images are new to snapshot {parent.id}; nothing written")
+        return Outcome(values={"dry_run": True, "parent": parent.id, "images": fresh.num_images})
     check_store(dataset)
     arrived = Arrivals()
     write = run_shard_tasks(
@@ -105,7 +102,7 @@ def _refuse_another_root(dataset: Store, listing: CorpusListing) -> None:
 
 
 def _refuse_unknown_classes(config: WriteConfig, listing: CorpusListing, parent: Snapshot) -> None:
-    there = {label for record in listing.records for label in record.labels} | set(parent.classes)
+    there = {label for _, label in listing.counts} | set(parent.classes)
     if unknown := [name for name in config.classes or () if name not in there]:
         raise InputError(
             f"class {unknown[0]!r} is neither in {config.corpus} nor in snapshot {parent.id}: "

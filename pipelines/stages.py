@@ -6,9 +6,10 @@ from functools import partial
 from typing import Any
 
 from coatnet.progress import Progress, format_progress
-from data.build import ShardingConfig, build_snapshot
-from data.corpus import CorpusListing
+from data.build import build_snapshot
+from data.corpus_listing import CorpusListing
 from data.crop import DecodeConfig
+from data.sharding_config import ShardingConfig
 from data.snapshot import Snapshot
 from data.store import Store
 from infra.ray_runtime import run_workers
@@ -69,7 +70,7 @@ def shard_stage(
 
     return Stage(
         name="shard",
-        recipe_version=1,
+        recipe_version=2,
         identity={"listing": listing.digest, "config": config},
         detail=f"{len(listing.classes)} classes",
         run=run,

@@ -20,9 +20,10 @@ from coatnet.model import CoAtNet
 from coatnet.train_config import TrainConfig
 from coatnet.variants import model_config
 from coatnet.worker import LocalWorker
-from data.build import ShardingConfig, build_snapshot
+from data.build import build_snapshot
 from data.crop import DecodeConfig
 from data.shard_write import write_shards_here
+from data.sharding_config import ShardingConfig
 from data.snapshot import Snapshot
 from infra.folder_store import FolderStore
 from infra.ledger import Ledger

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.build import ShardingConfig, build_snapshot
+from data.build import build_snapshot
 from data.shard_write import write_shards_here
+from data.sharding_config import ShardingConfig
 from data.snapshot import Snapshot
 from infra.folder_store import FolderStore
 

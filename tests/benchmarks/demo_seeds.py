@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data.build import list_for_build
+from data.list_corpus import list_for_build
 from pipelines.config import PhaseConfig, parse_run_config
 from pipelines.job import announce
 from pipelines.preflight import check_services

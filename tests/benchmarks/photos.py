@@ -5,8 +5,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.build import ShardingConfig, build_snapshot
+from data.build import build_snapshot
 from data.shard_write import write_shards_here
+from data.sharding_config import ShardingConfig
 from data.types import ShardInfo
 from infra.folder_store import FolderStore
 from pipelines.cifar10 import default_cache_dir, fetch_cifar10

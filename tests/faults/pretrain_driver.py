@@ -1,6 +1,6 @@
 """The main job as far as pretraining, out of the main job's own parts: a run costs half as much."""
 
-from data.build import list_for_build
+from data.list_corpus import list_for_build
 from pipelines.config import parse_run_config
 from pipelines.job import announce, run_main
 from pipelines.preflight import check_services

@@ -19,9 +19,9 @@ from mlflow import MlflowClient
 
 from coatnet.model import CoAtNet
 from coatnet.train_config import TrainConfig
-from data.build import ShardingConfig
 from data.crop import DecodeConfig
 from data.errors import InputError
+from data.sharding_config import ShardingConfig
 from infra.ledger import Ledger
 from infra.registry import CHALLENGER, CHAMPION, VERDICT_TAG, Registry, VersionInfo
 from infra.store import open_store

@@ -21,6 +21,7 @@ from infra.store import open_store
 from pipelines.config import RunConfig, parse_run_config
 from tests.conftest import REPOSITORY, Stack
 from tests.integration.conftest import SMOKE_CONFIG
+from tests.listings import records_in
 
 pytestmark = pytest.mark.integration
 _PER_CLASS = 100
@@ -65,7 +66,7 @@ def test_a_bucket_without_split_folders(object_store: Stack, cifar10: Path, tmp_
     )
 
     check_snapshot(dataset, snapshot)
-    planned = {record.key: record.split for record in listing.records}
+    planned = {record.key: record.split for record in records_in(listing)}
     assert {name: split for split in ("train", "eval") for name in names_of(dataset, snapshot, split)} == {
         name: split for name, split in planned.items() if name not in (_BROKEN, _NOT_AN_IMAGE)
     }

@@ -22,7 +22,7 @@ from coatnet.worker import Worker
 from data.errors import InputError
 from data.store import StoreError
 from infra.ray_runtime import WorkersFailedError, run_workers
-from infra.ray_tasks import run_tasks
+from infra.ray_tasks import run_tasks, stream_tasks
 from tests.tiny_training import CONFIG, RUNTIME, MemorySource, run_tiny, spawn_ranks
 
 pytestmark = [
@@ -249,6 +249,16 @@ def test_tasks_come_back_in_order() -> None:
     results = run_tasks(_square, range(12), max_in_flight=3, on_done=lambda index, result: done.append(index))
     assert results == [item * item for item in range(12)]
     assert sorted(done) == list(range(12))
+
+
+def test_items_are_taken_only_as_they_are_worked_on() -> None:
+    """Ten million of them must never be there at once."""
+    taken: list[int] = []
+    results: list[tuple[int, int]] = []
+    for finished in stream_tasks(_square, (taken.append(i) or i for i in range(20)), max_in_flight=3):
+        results.append(finished)
+        assert len(taken) <= len(results) + 2
+    assert sorted(results) == [(item, item * item) for item in range(20)]
 
 
 def _die_once(item: tuple[int, Path]) -> int:

@@ -60,6 +60,7 @@ def test_more_objects_than_one_page(store: Store) -> None:
     for thread in threads:
         thread.join()
     assert [info.path for info in store.list()] == [f"{n:04d}" for n in range(1010)]
+    assert sorted(info.path for info in store.scan()) == [f"{n:04d}" for n in range(1010)]
 
 
 def test_one_of_many_writers_wins(store: Store) -> None:

@@ -183,6 +183,10 @@ def test_bad_choices_about_a_real_dataset(tmp_path: Path) -> None:
         ),
         (
             ["append", "--corpus", corpus, "--dataset", shelf, "--classes", "[z]", "--dry-run=true"],
+            "class 'a' of snapshot 1-.* is not among classes: an append can neither rename nor remove",
+        ),
+        (
+            ["append", "--corpus", corpus, "--dataset", shelf, "--classes", "[a,b,z]", "--dry-run=true"],
             "class 'z' is neither in .* nor in snapshot 1-",
         ),
         (["create", "--corpus", one_image, "--dataset", shelf, "--dry-run"], "no usable image for training"),

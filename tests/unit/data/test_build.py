@@ -1,28 +1,37 @@
 import random
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from data.build import ShardingConfig, append_snapshot, build_snapshot, list_for_build
-from data.corpus import list_records
+from data.build import append_snapshot, build_snapshot
 from data.errors import InputError
+from data.list_corpus import list_for_append, list_for_build
+from data.outcomes import new_records
 from data.shard_index import parquet_table
-from data.shard_plan import ShardPlan
-from data.shard_write import ShardResult, write_shards_here
+from data.shard_plan import ShardPlans
+from data.shard_write import ShardResult, write_shard, write_shards_here
+from data.sharding_config import ShardingConfig
 from data.snapshot import (
     Snapshot,
     SnapshotConflictError,
     commit_snapshot,
     list_snapshots,
     load_snapshot,
-    new_records,
     read_index,
 )
 from data.store import Store
+from data.types import Record
 from infra.store import open_store
 from tests.image_samples import fill, photos, png
+from tests.listings import listing_of, records_in
 
 CONFIG = ShardingConfig(shard_size_bytes=8000)
 FILES = (
@@ -47,6 +56,10 @@ def names(dataset: Store, snapshot: Snapshot, split: str) -> list[str]:
     return sorted(
         row["name"] for shard in snapshot.splits[split] for row in read_index(dataset, shard).to_pylist()
     )
+
+
+def ids(dataset: Store) -> list[str]:
+    return [header.id for header in list_snapshots(dataset)]
 
 
 def rejects(dataset: Store, snapshot: Snapshot) -> dict[str, str]:
@@ -78,8 +91,8 @@ def test_same_corpus_gives_the_same_snapshot_whatever_the_workers_order(
     other = open_store(str(tmp_path / "other"))
     run_here = write_shards_here(corpus, other, CONFIG.limits)
 
-    def run_shuffled(plans: list[ShardPlan]) -> list[ShardResult]:
-        return random.Random(1).sample(results := run_here(plans), len(results))
+    def run_shuffled(plans: ShardPlans) -> list[ShardResult]:
+        return random.Random(1).sample(results := list(run_here(plans)), len(results))
 
     assert build_snapshot(corpus, other, CONFIG, run_shuffled) == first
 
@@ -92,7 +105,7 @@ def test_building_again_finds_the_snapshot_that_is_there(tmp_path: Path, dataset
     assert (capped.number, capped.parent) == (2, None)
     assert capped.stats["train"] == {"cat": 5, "dog": 5}
     assert build(corpus, dataset) == first
-    assert list_snapshots(dataset) == [first, capped]
+    assert ids(dataset) == [first.id, capped.id]
 
 
 def test_precomputed_listing_is_used(tmp_path: Path, dataset: Store) -> None:
@@ -111,12 +124,8 @@ def test_without_split_folders_eval_is_a_share(tmp_path: Path, dataset: Store) -
     snapshot = build(corpus, dataset, config)
     assert snapshot.stats["train"] == {"a": 10, "b": 10}
     assert 10 <= snapshot.stats["samples"]["eval"] <= 32
-    # A listing without splits is split in the same way.
-    bare = list_records(corpus)
-    uncapped = replace(config, max_train_per_class=None)
-    run_all = write_shards_here(corpus, dataset, config.limits)
-    again = build_snapshot(corpus, dataset, uncapped, run_all, listing=bare)
-    assert names(dataset, again, "eval") == names(dataset, snapshot, "eval")
+    uncapped = build(corpus, dataset, replace(config, max_train_per_class=None))
+    assert names(dataset, uncapped, "eval") == names(dataset, snapshot, "eval")
 
 
 def test_one_broken_png_is_quarantined_and_counted(tmp_path: Path, dataset: Store) -> None:
@@ -133,7 +142,7 @@ def test_too_many_rejects_stop_the_build_and_commit_nothing(tmp_path: Path, data
         InputError, match=r"2 of 24 images .*1 empty.*allowed are 5\.0%; e\.g\. 'train/cat/x.png'"
     ):
         build(corpus, dataset)
-    assert list_snapshots(dataset) == []
+    assert ids(dataset) == []
 
 
 @pytest.mark.parametrize(
@@ -167,6 +176,101 @@ def test_duplicates_go_and_leaks_stop(tmp_path: Path, dataset: Store) -> None:
     dropped = build(leaky, dataset, replace(CONFIG, leak_policy="drop_train"))
     assert rejects(dataset, dropped) == {"train/cat/001.png": "leak"}
     assert dropped.stats["samples"] == {"train": 15, "eval": 7}
+
+
+def test_the_policy_says_which_side_of_a_leak_goes(tmp_path: Path, dataset: Store) -> None:
+    files = FILES | {"test/cat/leak.png": FILES["train/cat/001.png"]}
+    config = replace(CONFIG, leak_policy="drop_eval")
+    first = build(fill(tmp_path / "leaky", files), dataset, config)
+    assert rejects(dataset, first) == {"test/cat/leak.png": "leak"}
+    assert first.stats["samples"] == {"train": 16, "eval": 6}
+    incoming = fill(tmp_path / "incoming", {"train/cat/n.png": png(801), "test/cat/n.png": png(801)})
+    second = append(first, incoming, dataset, config)
+    assert rejects(dataset, second) == {"test/cat/n.png": "leak"}
+
+
+def test_a_finished_build_is_found_by_its_listing_and_reads_nothing(
+    tmp_path: Path, dataset: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = fill(tmp_path / "corpus", FILES)
+    first = build(corpus, dataset)
+    listing = list_for_build(corpus, CONFIG)
+    read: list[str] = []
+    get = type(dataset).get
+    monkeypatch.setattr(type(dataset), "get", lambda self, path: read.append(path) or get(self, path))
+    again = build_snapshot(corpus, dataset, CONFIG, lambda plans: pytest.fail("ran"), listing=listing)
+    assert again == first
+    assert len(read) == 3  # the build's record, the snapshot, its shard list
+    dataset.delete("snapshots/000001.json")
+    assert build(corpus, dataset) == first
+
+
+def test_labels_outside_of_the_class_list_go_to_the_quarantine(tmp_path: Path, dataset: Store) -> None:
+    corpus = fill(tmp_path / "corpus", FILES | photos("train/eel", 1, 700))
+    config = replace(CONFIG, classes=("cat", "dog"), unknown_labels="reject")
+    first = build(corpus, dataset, config)
+    assert first.classes == ("cat", "dog")
+    assert rejects(dataset, first) == {"train/eel/000.png": "unknown_label"}
+    assert append(first, corpus, dataset, config) is None
+    with pytest.raises(InputError, match=r"5 of 27 images cannot be used \(5 unknown_label\)"):
+        build(fill(tmp_path / "corpus", photos("train/eel", 5, 700)), dataset, config)
+    arrived = fill(tmp_path / "arrived", photos("train/fox", 1, 710))
+    assert append(first, arrived, dataset, config) is None, "remembered, though no shard was planned"
+    assert new_records(dataset, first, list_for_append(arrived, config)).num_images == 0
+
+
+def test_records_of_several_labels_keep_them_in_shard_and_index(tmp_path: Path, dataset: Store) -> None:
+    corpus = fill(tmp_path / "corpus", photos("x", 6, 0))
+    records = [
+        Record(
+            key=f"{index}.png", path=f"x/{index:03d}.png", labels=("b", "a") if index % 2 else ("a",),
+            split="eval" if index == 5 else "train", size_bytes=len(png(index)), etag="",
+        )
+        for index in range(6)
+    ]  # fmt: skip
+    run_all = write_shards_here(corpus, dataset, CONFIG.limits)
+    snapshot = build_snapshot(corpus, dataset, CONFIG, run_all, listing=listing_of(records))
+    rows = [row for s in snapshot.splits["train"] for row in read_index(dataset, s).to_pylist()]
+    assert {row["name"]: row["labels"] for row in rows} == {
+        f"{index}.png": [1, 0] if index % 2 else [0] for index in range(5)
+    }
+    assert snapshot.stats["train"] == {"a": 5, "b": 2}
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 30)), min_size=4, max_size=14, unique=True),
+    st.integers(1, 5), st.integers(600, 4000), st.randoms(use_true_random=False),
+)  # fmt: skip
+def test_same_snapshot_whatever_the_workers_and_the_listing(
+    images: list[tuple[str, int]], num_workers: int, shard_size_bytes: int, rng: random.Random
+) -> None:
+    """Workers finish in any order; duplicates, rejects and a listing in other batches are among it."""
+    seeds = {"a": 0, "b": 3}
+    files = {f"train/{name}/{seed}.png": png((seed + seeds[name]) % 11) for name, seed in images}
+    files |= {"train/a/000.png": png(50), "train/b/000.png": png(51), "test/a/000.png": png(52)}
+    files |= {"train/b/bad.png": b"no"}
+    config = replace(CONFIG, shard_size_bytes=shard_size_bytes, max_reject_fraction=1.0)
+    with TemporaryDirectory() as folder:
+        corpus = fill(Path(folder) / "corpus", files)
+        first, second = (open_store(f"{folder}/{name}") for name in ("one", "two"))
+        expected = build(corpus, first, config)
+        write = partial(write_shard, corpus=corpus, dataset=second, limits=config.limits)
+
+        def run_in_threads(plans: ShardPlans) -> Iterable[ShardResult]:
+            with ThreadPoolExecutor(num_workers) as pool:
+                finished = list(pool.map(write, plans))
+            return rng.sample(finished, len(finished))
+
+        records = records_in(list_for_build(corpus, config))
+        rng.shuffle(records)
+        listing = listing_of(records)
+        assert build_snapshot(corpus, second, config, run_in_threads, listing=listing) == expected
+        for prefix in ("shards", "listings", "quarantine", "shard_lists", "snapshots"):
+            contents = [
+                {info.path: store.get(info.path) for info in store.list(prefix)} for store in (first, second)
+            ]
+            assert contents[0] == contents[1]
 
 
 def test_append_adds_only_what_is_new_and_keeps_what_is_there(tmp_path: Path, dataset: Store) -> None:
@@ -234,8 +338,8 @@ def test_append_of_nothing_usable_is_remembered_without_a_snapshot(tmp_path: Pat
         tmp_path / "incoming", {"cat/bad.png": b"no", "cat/again.png": FILES["train/cat/001.png"]}
     )
     assert append(first, incoming, dataset) is None
-    assert new_records(dataset, first, list_records(incoming)) == []
-    assert list_snapshots(dataset) == [first]
+    assert new_records(dataset, first, list_for_append(incoming, CONFIG)).num_images == 0
+    assert ids(dataset) == [first.id]
     result = append_snapshot(first, incoming, dataset, CONFIG, lambda plans: pytest.fail("ran again"))
     assert result is None
 
@@ -255,12 +359,29 @@ def test_append_takes_only_the_named_classes(tmp_path: Path, dataset: Store) -> 
     assert second.stats["train"] == {"dog": 8, "cat": 9}
 
 
+def test_an_append_cannot_rename_remove_or_move_a_class(tmp_path: Path, dataset: Store) -> None:
+    first = build(fill(tmp_path / "corpus", FILES), dataset)
+    incoming = fill(tmp_path / "incoming", {"train/cat/n.png": png(900), "train/ant/n.png": png(901)})
+    for classes, message in (
+        (
+            ("cat", "hound"),
+            f"'dog' of snapshot {first.id} is not among classes: an append can neither rename",
+        ),
+        (("ant", "cat", "dog"), r"'cat' is number 0 in snapshot 1-\w+ and number 1 in classes: .*move"),
+    ):
+        with pytest.raises(InputError, match=message):
+            append(first, incoming, dataset, replace(CONFIG, classes=classes))
+    assert ids(dataset) == [first.id]
+    second = append(first, incoming, dataset, replace(CONFIG, classes=("cat", "dog", "bee", "ant")))
+    assert second.classes == ("cat", "dog", "ant"), "a named class without an image is not added"
+
+
 def test_new_class_without_a_usable_image_is_refused(tmp_path: Path, dataset: Store) -> None:
     first = build(fill(tmp_path / "corpus", FILES), dataset)
     incoming = fill(tmp_path / "incoming", {"train/cat/n.png": png(900), "train/ant/bad.png": b"no"})
     with pytest.raises(InputError, match="class 'ant' has no usable image for training"):
         append(first, incoming, dataset)
-    assert list_snapshots(dataset) == [first]
+    assert ids(dataset) == [first.id]
 
 
 def test_append_that_lost_the_race_is_redone_on_the_winner(tmp_path: Path, dataset: Store) -> None:
@@ -270,7 +391,7 @@ def test_append_that_lost_the_race_is_redone_on_the_winner(tmp_path: Path, datas
     run_here = write_shards_here(ours, dataset, CONFIG.limits)
     raced = []
 
-    def run_while_another_appends(plans: list[ShardPlan]) -> list[ShardResult]:
+    def run_while_another_appends(plans: ShardPlans) -> Iterable[ShardResult]:
         if not raced:
             raced.append(append(first, theirs, dataset))
         return run_here(plans)
@@ -296,7 +417,7 @@ def test_build_beside_another_takes_the_next_number(tmp_path: Path, dataset: Sto
     run_here = write_shards_here(corpus, dataset, CONFIG.limits)
     other = build(corpus, open_store(str(tmp_path / "elsewhere")), replace(CONFIG, seed=9))
 
-    def run_while_another_builds(plans: list[ShardPlan]) -> list[ShardResult]:
+    def run_while_another_builds(plans: ShardPlans) -> Iterable[ShardResult]:
         commit_snapshot(dataset, other)
         return run_here(plans)
 

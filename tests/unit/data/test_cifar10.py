@@ -9,8 +9,9 @@ from PIL import Image
 
 from data import cifar10
 from data.cifar10 import check_batches, read_batch, write_png_folders
-from data.corpus import list_records
 from data.errors import InputError
+from data.list_corpus import list_for_build
+from data.sharding_config import ShardingConfig
 from infra.store import open_store
 
 CLASSES = [b"plane", b"car"]
@@ -65,9 +66,9 @@ def batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_png_folders_hold_the_published_pixels(batches: Path, tmp_path: Path) -> None:
     target = write_png_folders(batches, tmp_path / "png")
-    listing = list_records(open_store(str(target)))
+    listing = list_for_build(open_store(str(target)), ShardingConfig())
     assert listing.classes == ("car", "plane")
-    assert {split: sum(r.split == split for r in listing.records) for split in ("train", "eval")} == {
+    assert {split: listing.totals[split].num_images for split in ("train", "eval")} == {
         "train": 20, "eval": 4,
     }  # fmt: skip
     data = np.random.default_rng(5).integers(0, 256, (4, 3072), np.uint8)
@@ -79,7 +80,7 @@ def test_png_folders_hold_the_published_pixels(batches: Path, tmp_path: Path) ->
 
 def test_listing_is_the_same_on_every_machine(batches: Path, tmp_path: Path) -> None:
     digests = [
-        list_records(open_store(str(write_png_folders(batches, tmp_path / name)))).digest
+        list_for_build(open_store(str(write_png_folders(batches, tmp_path / name))), ShardingConfig()).digest
         for name in ("a", "b")
     ]
     assert digests[0] == digests[1]

@@ -12,14 +12,16 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.corpus import list_records
 from data.image_check import ImageLimits
+from data.list_corpus import list_for_build
 from data.shard_index import INDEX_SCHEMA, read_index
-from data.shard_plan import ShardPlan, plan_shards
+from data.shard_plan import ShardPlan, ShardPlans
 from data.shard_write import ShardResult, rewrite_shard, write_shard
+from data.sharding_config import ShardingConfig
 from data.store import Store, StoreError
 from infra.store import open_store
 from tests.image_samples import fill, jpeg, photos, png
+from tests.listings import listing_of, records_in
 
 ODD_NAMES = {
     "cat/a.b.c.png": png(1),
@@ -35,10 +37,8 @@ ODD_NAMES = {
 
 
 def plan_of(corpus: Store, split: str = "train") -> ShardPlan:
-    listing = list_records(corpus)
-    plans = plan_shards(
-        listing.records, classes=listing.classes, seed=0, shard_size_bytes=2**30, eval_fraction=0
-    )
+    listing = list_for_build(corpus, ShardingConfig(eval_fraction=0.0))
+    plans = ShardPlans(listing, classes=listing.classes, shard_size_bytes=2**30)
     (plan,) = (plan for plan in plans if plan.split == split)
     return plan
 
@@ -206,11 +206,11 @@ def test_same_corpus_same_bytes(
         for run, keys in enumerate((list(files), sorted(files, key=lambda k: order[len(k) % 6]))):
             corpus = fill(Path(folder) / f"corpus {run}", {key: files[key] for key in keys})
             dataset = open_store(f"{folder}/dataset{run}")
-            listing = list_records(corpus)
-            plans = plan_shards(
-                reversed(listing.records) if run else listing.records, classes=listing.classes, seed=1,
-                shard_size_bytes=shard_size_bytes, eval_fraction=0.3,
-            )  # fmt: skip
+            config = ShardingConfig(seed=1, eval_fraction=0.3)
+            listing = list_for_build(corpus, config)
+            if run:
+                listing = listing_of(records_in(listing)[::-1], listing.classes, seed=1)
+            plans = ShardPlans(listing, classes=listing.classes, shard_size_bytes=shard_size_bytes)
             results = [write_shard(p, corpus=corpus, dataset=dataset, limits=ImageLimits()) for p in plans]
             rejects = {(r.key, r.reason, r.detail) for result in results for r in result.rejects}
             outcomes.append(

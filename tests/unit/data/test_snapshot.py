@@ -1,11 +1,10 @@
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
-from data.corpus import make_listing
 from data.errors import InputError
 from data.snapshot import (
     Snapshot,
@@ -14,32 +13,31 @@ from data.snapshot import (
     list_snapshots,
     load_chain,
     load_snapshot,
-    new_records,
-    remember_rejects,
-    write_outcomes,
+    make_snapshot,
+    reachable_paths,
 )
 from data.store import Store, StoreError
-from data.types import Record, ShardInfo
+from data.types import ShardInfo
 from infra.store import open_store
 
 SHARD = ShardInfo(
     path="shards/train-1.tar", index_path="shards/train-1.parquet", num_samples=3, size_bytes=10,
     crc32c=5, sha256="ab", index_sha256="cd",
 )  # fmt: skip
+OTHER = replace(SHARD, path="shards/train-2.tar", index_path="shards/train-2.parquet", sha256="ef")
 
 
 def snapshot(
-    number: int = 1, digest: str = "d", parent: str | None = None, listing_path: str = "l"
+    dataset: Store,
+    digest: str = "d",
+    parent: Snapshot | None = None,
+    shards: tuple[ShardInfo, ...] = (SHARD,),
 ) -> Snapshot:
-    return Snapshot(
-        number=number, parent=parent, classes=("a", "b"), splits={"train": (SHARD,), "eval": ()},
-        stats={"samples": {"train": 3, "eval": 0}}, listing_digest=digest, listing_path=listing_path,
+    return make_snapshot(
+        dataset, parent, {"train": shards, "eval": ()}, classes=("a", "b"),
+        stats={"samples": {"train": 3, "eval": 0}}, listing_digest=digest, listing_paths=("l",),
         quarantine_path=None,
     )  # fmt: skip
-
-
-def record(key: str, etag: str = "e") -> Record:
-    return Record(key=key, path=key, labels=("a",), split=None, size_bytes=1, etag=etag)
 
 
 @pytest.fixture
@@ -48,19 +46,52 @@ def dataset(tmp_path: Path) -> Store:
 
 
 def test_committed_snapshot_comes_back_by_id_and_as_head(dataset: Store) -> None:
-    first = commit_snapshot(dataset, snapshot())
-    second = commit_snapshot(dataset, snapshot(2, "e", parent=first.id))
+    first = commit_snapshot(dataset, snapshot(dataset))
+    second = commit_snapshot(dataset, snapshot(dataset, "e", first, (OTHER,)))
     assert load_snapshot(dataset, first.id) == first
     assert load_snapshot(dataset, "HEAD") == second
-    assert list_snapshots(dataset) == [first, second]
-    assert load_chain(dataset, second) == [second, first]
+    assert second.splits == {"train": (SHARD, OTHER), "eval": ()}
+    assert [header.id for header in list_snapshots(dataset)] == [first.id, second.id]
+    assert [header.id for header in load_chain(dataset, second)] == [second.id, first.id]
 
 
-def test_id_names_number_and_content() -> None:
-    assert snapshot().id.startswith("1-")
-    assert len(snapshot().id) == len("1-") + 12
-    assert snapshot(2).id.partition("-")[2] == snapshot().id.partition("-")[2]
-    assert snapshot(digest="other").id != snapshot().id
+def test_id_names_number_and_content(dataset: Store) -> None:
+    first = snapshot(dataset)
+    assert first.id.startswith("1-")
+    assert len(first.id) == len("1-") + 12
+    assert replace(first, number=2).id.partition("-")[2] == first.id.partition("-")[2]
+    assert snapshot(dataset, digest="other").id != first.id
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(ShardInfo)])
+def test_id_sees_every_field_of_every_shard(dataset: Store, field: str) -> None:
+    changed = replace(OTHER, **{field: 9 if isinstance(getattr(OTHER, field), int) else "changed"})
+    assert snapshot(dataset, shards=(SHARD, OTHER)).id != snapshot(dataset, shards=(SHARD, changed)).id
+
+
+def test_an_append_names_its_parents_shard_lists_until_they_are_many(dataset: Store) -> None:
+    """A chain of thousands of small appends must not take as many reads to open."""
+    head = commit_snapshot(dataset, snapshot(dataset))
+    shards = [replace(SHARD, path=f"shards/train-{number}.tar") for number in range(40)]
+    for shard in shards:
+        parent, head = head, commit_snapshot(dataset, snapshot(dataset, "d", head, (shard,)))
+        grown = len(parent.shard_lists) + 1
+        assert head.shard_lists[: grown - 1] == parent.shard_lists or len(head.shard_lists) == 1
+        assert len(head.shard_lists) <= 32
+    assert load_snapshot(dataset, "HEAD").splits["train"] == (SHARD, *shards)
+    numbers = sum(one.num_shards["train"] for one in head.shard_lists)
+    assert numbers == len(head.splits["train"])
+
+
+def test_reachable_is_what_a_reader_and_an_append_need(dataset: Store) -> None:
+    first = commit_snapshot(dataset, snapshot(dataset))
+    second = commit_snapshot(dataset, snapshot(dataset, "e", first, (OTHER,)))
+    dataset.put(f"seen/{first.id}/x.parquet", b"")
+    assert reachable_paths(dataset, second) == {
+        "snapshots/000001.json", "snapshots/000002.json", "l", f"seen/{first.id}/x.parquet",
+        SHARD.path, SHARD.index_path, OTHER.path, OTHER.index_path,
+        *(one.path for one in second.shard_lists),
+    }  # fmt: skip
 
 
 def test_of_many_writers_exactly_one_wins(dataset: Store) -> None:
@@ -68,7 +99,7 @@ def test_of_many_writers_exactly_one_wins(dataset: Store) -> None:
 
     def commit(index: int) -> None:
         try:
-            outcomes.append(commit_snapshot(dataset, snapshot(digest=str(index))).listing_digest)
+            outcomes.append(commit_snapshot(dataset, snapshot(dataset, digest=str(index))).listing_digest)
         except SnapshotConflictError:
             outcomes.append("conflict")
 
@@ -84,21 +115,21 @@ def test_of_many_writers_exactly_one_wins(dataset: Store) -> None:
 
 def test_committing_the_same_again_is_fine(dataset: Store) -> None:
     """A put whose answer got lost is retried, and then finds its own file."""
-    assert commit_snapshot(dataset, snapshot()) == commit_snapshot(dataset, snapshot())
+    assert commit_snapshot(dataset, snapshot(dataset)) == commit_snapshot(dataset, snapshot(dataset))
 
 
 def test_unknown_ids_are_one_clear_line(dataset: Store) -> None:
     with pytest.raises(InputError, match="no snapshot in"):
         load_snapshot(dataset, "HEAD")
-    first = commit_snapshot(dataset, snapshot())
+    first = commit_snapshot(dataset, snapshot(dataset))
     for unknown in ("7-000000000000", "1-000000000000", "main", "", "²-0"):
         with pytest.raises(InputError, match=f"there are {first.id}"):
             load_snapshot(dataset, unknown)
 
 
-@pytest.mark.parametrize("damage", [lambda c: c.replace(b'"ab"', b'"ac"'), lambda c: c[:50], lambda c: b"[]"])
+@pytest.mark.parametrize("damage", [lambda c: c.replace(b'"l"', b'"m"'), lambda c: c[:50], lambda c: b"[]"])
 def test_damaged_file_is_noticed(dataset: Store, damage: Callable[[bytes], bytes]) -> None:
-    commit_snapshot(dataset, snapshot())
+    commit_snapshot(dataset, snapshot(dataset))
     path = "snapshots/000001.json"
     dataset.put(path, damage(dataset.get(path)))
     with pytest.raises(StoreError, match=r"000001\.json"):
@@ -106,29 +137,17 @@ def test_damaged_file_is_noticed(dataset: Store, damage: Callable[[bytes], bytes
 
 
 def test_another_format_is_refused_by_name(dataset: Store) -> None:
-    commit_snapshot(dataset, snapshot())
+    commit_snapshot(dataset, snapshot(dataset))
     path = "snapshots/000001.json"
-    dataset.put(path, dataset.get(path).replace(b"coatnet-snapshot/1", b"coatnet-snapshot/9"))
-    with pytest.raises(InputError, match="'coatnet-snapshot/9', this code reads 'coatnet-snapshot/1'"):
+    dataset.put(path, dataset.get(path).replace(b"coatnet-snapshot/2", b"coatnet-snapshot/9"))
+    with pytest.raises(InputError, match="'coatnet-snapshot/9', this code reads 'coatnet-snapshot/2'"):
         load_snapshot(dataset, "HEAD")
 
 
-def test_new_is_what_no_snapshot_of_the_chain_processed(dataset: Store) -> None:
-    old, rejected = record("a/old.png"), record("a/bad.png")
-    path = write_outcomes(dataset, [old, rejected], {rejected.key: "unreadable"})
-    first = commit_snapshot(dataset, snapshot(listing_path=path))
-    second_path = write_outcomes(dataset, [record("a/second.png")], {})
-    second = commit_snapshot(dataset, snapshot(2, parent=first.id, listing_path=second_path))
-    fresh = [record("a/new.png"), replace(old, etag="changed"), replace(old, size_bytes=2)]
-    listing = make_listing([old, rejected, record("a/second.png"), *fresh], ("a",))
-    assert sorted(new_records(dataset, second, listing), key=str) == sorted(fresh, key=str)
-    # Moved to another key by an append, a record is still known by its path.
-    assert new_records(dataset, first, make_listing([replace(old, key="a/old.png@0")], ("a",))) == []
-
-
-def test_remembered_rejects_count_as_processed_but_accepted_ones_do_not(dataset: Store) -> None:
-    """Were an append to stop before its commit, a note on accepted images would lose them."""
-    first = commit_snapshot(dataset, snapshot(listing_path=write_outcomes(dataset, [], {})))
-    good, bad = record("a/good.png"), record("a/bad.png")
-    remember_rejects(dataset, first, [good, bad], {bad.key: "unreadable"})
-    assert new_records(dataset, first, make_listing([good, bad], ("a",))) == [good]
+def test_damaged_shard_list_is_noticed_when_shards_are_wanted(dataset: Store) -> None:
+    first = commit_snapshot(dataset, snapshot(dataset))
+    path = first.shard_lists[0].path
+    dataset.put(path, dataset.get(path)[:-1] + b"x")
+    assert [header.id for header in list_snapshots(dataset)] == [first.id]
+    with pytest.raises(StoreError, match=path):
+        load_snapshot(dataset, "HEAD")

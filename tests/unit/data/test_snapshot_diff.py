@@ -1,7 +1,8 @@
 from pathlib import Path
 
-from data.build import ShardingConfig, append_snapshot, build_snapshot
+from data.build import append_snapshot, build_snapshot
 from data.shard_write import write_shards_here
+from data.sharding_config import ShardingConfig
 from data.snapshot_diff import diff_snapshots
 from infra.folder_store import FolderStore
 from tests.small_dataset import encode, picture, small_dataset

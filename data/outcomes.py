@@ -1,0 +1,141 @@
+"""What became of each listed record, and which records a dataset has processed already."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data.arrow import RecordBatch, Table, compute
+from data.corpus_listing import LEFT_OUT, CorpusListing
+from data.list_corpus import collect
+from data.listing import LISTING_SCHEMA
+from data.shard_index import get_parquet, put_table
+from data.snapshot import SnapshotHeader, load_chain, seen_folder, seen_paths
+from data.split import SPLITS
+from data.spool import Spool
+from data.stable_hash import digest_rows
+from data.store import Store
+
+OUTCOME_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("path", pa.string()),
+        ("offset", pa.int64()),
+        ("size_bytes", pa.int64()),
+        ("etag", pa.string()),
+        ("outcome", pa.string()),  # "accepted", or the reject's reason
+    ]
+)
+
+_IDENTITY = ("path", "offset", "size_bytes", "etag")
+"""What makes a record another one: a file uploaded again under its name has another size or etag."""
+
+_DIGEST_SCHEMA: Any = pa.schema([("high", pa.uint64()), ("low", pa.uint64())])
+_MARKED_SCHEMA: Any = pa.schema([*LISTING_SCHEMA, *_DIGEST_SCHEMA])
+_ROWS_PER_FILE = 2**20
+
+
+def write_outcomes(dataset: Store, listing: CorpusListing, reasons: Mapping[str, str]) -> tuple[str, ...]:
+    """Write what became of each record (`reasons`: rejects by key) and return the Parquet files' paths.
+
+    Each of the files holds up to a million records, sorted by key: they compress better so.
+    """
+    return tuple(
+        put_table(dataset, "listings", rows.sort_by("key")) for rows in _in_files(_judged(listing, reasons))
+    )
+
+
+def remember_rejects(
+    dataset: Store, snapshot: SnapshotHeader, listing: CorpusListing, reasons: Mapping[str, str]
+) -> None:
+    """Note rejected records outside of any snapshot, for an append that added nothing.
+
+    They count as processed for `snapshot` and all that share its first ancestor.
+    """
+    folder = seen_folder(load_chain(dataset, snapshot))
+    rejected = (
+        rows.filter(compute.not_equal(rows["outcome"], "accepted")) for rows in _judged(listing, reasons)
+    )
+    for rows in _in_files(rejected):
+        put_table(dataset, folder, rows.sort_by("key"))
+
+
+def new_records(dataset: Store, snapshot: SnapshotHeader, listing: CorpusListing) -> CorpusListing:
+    """Return the records whose (path, offset, size, etag) no snapshot of the chain has processed.
+
+    To each key a hash of them is added: a file uploaded again under its name is another sample.
+    Memory does not grow with the listing or the chain: both are sorted by the digest, on disk if large.
+    """
+    known = Spool(_DIGEST_SCHEMA, ("high", "low"))
+    chain = load_chain(dataset, snapshot)
+    paths = [path for header in chain for path in header.listing_paths]
+    for path in [*paths, *seen_paths(dataset, chain)]:
+        for batch in get_parquet(dataset, path).select(_IDENTITY).to_batches():
+            known.add(pa.RecordBatch.from_arrays(_digests(batch), schema=_DIGEST_SCHEMA))
+    listed = Spool(_MARKED_SCHEMA, ("high", "low", "key"))
+    for split in listing.totals:
+        for rows in listing.sorted_rows(split):
+            for batch in rows.select(LISTING_SCHEMA.names).to_batches():
+                marked = [*batch.columns, *_digests(batch)]
+                listed.add(pa.RecordBatch.from_arrays(marked, schema=_MARKED_SCHEMA))
+    fresh = (rekeyed for part in _absent(listed, known) for rekeyed in _rekeyed(part))
+    return collect(CorpusListing(listing.seed), fresh, None)
+
+
+def _digests(rows: RecordBatch) -> list[Any]:
+    return [pa.array(digest) for digest in digest_rows(rows.column(name) for name in _IDENTITY)]
+
+
+def _absent(listed: Spool, known: Spool) -> Iterator[Table]:
+    """Yield the listed rows whose digest is not known; both come in the order of the digest."""
+    upcoming = (_sortable(part) for part in known.parts())
+    some = next(upcoming, None)
+    for part in listed.parts():
+        digests = _sortable(part)
+        is_known = np.zeros(len(digests), dtype=np.bool_)
+        while some is not None:
+            is_known |= np.isin(digests, some)
+            if some[-1] > digests[-1]:
+                break  # it may hold digests of the next part as well
+            some = next(upcoming, None)
+        yield part.filter(pa.array(~is_known))
+
+
+def _sortable(part: Table) -> NDArray[np.bytes_]:
+    """Return the digests as 16 bytes each, which compare as (high, low) does."""
+    lanes = np.stack([part.column(name).to_numpy() for name in _DIGEST_SCHEMA.names], axis=1)
+    return lanes.astype(">u8").view("S16").ravel()
+
+
+def _rekeyed(part: Table) -> Iterator[RecordBatch]:
+    marks = [f"@{high >> 32:08x}" for high in part.column("high").to_pylist()]
+    keys = compute.binary_join_element_wise(part.column("key"), pa.array(marks, pa.string()), "")
+    rows = part.select(LISTING_SCHEMA.names).set_column(0, "key", keys)
+    yield from rows.combine_chunks().to_batches()
+
+
+def _judged(listing: CorpusListing, reasons: Mapping[str, str]) -> Iterator[Table]:
+    rejected = pa.array(list(reasons), pa.string())
+    why = pa.array([*reasons.values(), "accepted"], pa.string())
+    for split in (*SPLITS, LEFT_OUT):
+        for rows in listing.sorted_rows(split):
+            place = compute.fill_null(compute.index_in(rows.column("key"), value_set=rejected), len(reasons))
+            columns = [rows.column(name) for name in OUTCOME_SCHEMA.names if name != "outcome"]
+            yield pa.table([*columns, why.take(place.combine_chunks())], schema=OUTCOME_SCHEMA)
+
+
+def _in_files(tables: Iterator[Table]) -> Iterator[Table]:
+    """Join and cut to the size of a file."""
+    waiting: list[Table] = [OUTCOME_SCHEMA.empty_table()]
+    num_waiting = 0
+    for table in tables:
+        waiting.append(table)
+        num_waiting += table.num_rows
+        while num_waiting >= _ROWS_PER_FILE:
+            joined = pa.concat_tables(waiting)
+            yield joined.slice(0, _ROWS_PER_FILE)
+            waiting, num_waiting = [joined.slice(_ROWS_PER_FILE)], num_waiting - _ROWS_PER_FILE
+    if num_waiting:
+        yield pa.concat_tables(waiting)
