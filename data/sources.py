@@ -41,19 +41,26 @@ class Mixture:
         return tuple(source.snapshot.id for source in self.sources)
 
     def check(self, snapshot: Snapshot) -> None:
-        """Raise `InputError` for a snapshot named twice, or a class that `snapshot` does not have."""
+        """Raise `InputError` where the mixture does not fit a snapshot: named twice, or unknown classes."""
         ids = [snapshot.id, *self.snapshot_ids]
         for source_id in ids:
             if ids.count(source_id) > 1:
                 raise InputError(f"snapshot {source_id} is named twice in the mixture; add up its weights.")
         for source in self.sources:
-            missing = [name for name in source.snapshot.classes if name not in snapshot.classes]
-            if missing:
-                raise InputError(
-                    f"snapshot {source.snapshot.id} of the mixture has class {missing[0]!r}, which snapshot "
-                    f"{snapshot.id} has not; it has {_shorten(snapshot.classes)}: leave it out, or append "
-                    "images of that class."
-                )
+            check_classes(source.snapshot, snapshot.classes, f"snapshot {snapshot.id}")
+
+
+def check_classes(mixed_in: Snapshot, classes: Sequence[str], owner: str) -> None:
+    """Raise `InputError` for a class of a snapshot that is mixed in and that `owner` does not have.
+
+    The classes need not be the same, nor in the same order: labels are matched by name.
+    """
+    missing = [name for name in mixed_in.classes if name not in classes]
+    if missing:
+        raise InputError(
+            f"snapshot {mixed_in.id} of the mixture has class {missing[0]!r}, which {owner} has not; it has "
+            f"{_shorten(classes)}: leave the snapshot out, or add images of that class."
+        )
 
 
 def shards_of(snapshot: Snapshot, split: str) -> Sequence[ShardInfo]:

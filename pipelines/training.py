@@ -30,6 +30,7 @@ from infra.tracking import RunRef, Tracker
 from infra.transfer import download_folder, upload_folder
 from pipelines.augmented_sheet import augmented_sheet
 from pipelines.config import PhaseConfig, Runtime
+from pipelines.mixture import open_mixture
 
 MODEL_FOLDER = "model"
 CHECKPOINT_FOLDER = "checkpoints"
@@ -75,6 +76,7 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
     )
     tracker = Tracker(plan.run) if worker.rank == 0 and plan.run else None
     if tracker is not None:
+        tracker.log_metrics(0, {"data/left_out_per_epoch": float(loader.epoch_order(0).num_left_out)})
         lane_size = plan.phase.order(plan.seed).lane_size
         sheet = augmented_sheet(loader, augment, model.config, lane_size=lane_size, num_images=_SHEET_IMAGES)
         tracker.log_bytes("augmented_samples.png", sheet)
@@ -144,6 +146,7 @@ def make_train_loader(worker: Worker, plan: TrainPlan, dataset: Store, snapshot:
         cache=_cache(plan.runtime),
         num_threads=plan.runtime.decode_threads,
         prefetch_batches=plan.runtime.prefetch_batches,
+        mixture=open_mixture(plan.phase.mixture),
     )
 
 
