@@ -34,7 +34,10 @@ class OrderConfig:
     """Parallel streams; the largest world size. Divides the global batch."""
     shuffle_window: int = 16384
     """Samples shuffled together, over all lanes; in a mixture, of each source. Shards themselves are
-    permuted every epoch. About (window / samples of a shard) + 2 * lanes shards are open at a time."""
+    permuted every epoch. It takes 8 bytes a sample, and about window / (samples of a shard) + 2 * lanes
+    shards are open at a time. 16384 suits shards that are shuffled before they are cut, as ours are; shards
+    of one class each, as adopted ones may be, need as many samples as it takes to span the classes that a
+    batch should have (measured: docs/performance.md, "Shuffle quality")."""
     seed: int = 0
 
     def __post_init__(self) -> None:

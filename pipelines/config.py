@@ -39,7 +39,8 @@ class PhaseConfig:
     num_lanes: int = 8
     """Independent streams that a global batch is made of; at least the number of workers."""
     shuffle_window: int = 16384
-    """Samples that a shuffle window holds, over all lanes."""
+    """Samples shuffled together, over all lanes; many more for adopted shards that hold a class each, see
+    docs/performance.md, "Shuffle quality"."""
     mixture: tuple[SourceConfig, ...] = ()
     """Snapshots whose training images are mixed in by weight; their classes must be among the phase's."""
     stochastic_depth_rate: float = 0.0
