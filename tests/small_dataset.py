@@ -1,6 +1,7 @@
 """A small real dataset for the reader's tests: PNG and JPEG pictures, sharded by our own writer."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,10 @@ def small_dataset(
     num_train: int = 60,
     num_eval: int = 11,
     shard_size_bytes: int = 12_000,
-    classes: str = "ab",
+    classes: Sequence[str] = "ab",
     first_seed: int = 0,
 ) -> tuple[FolderStore, Snapshot]:
-    """Write pictures, a class a letter, every third a JPEG, and shard them into several tars."""
+    """Write pictures of some classes, every third a JPEG, and shard them into several tars."""
     corpus, dataset = FolderStore(root=folder / "corpus"), FolderStore(root=folder / "dataset")
     for split, count, first in (("train", num_train, first_seed), ("test", num_eval, first_seed + 10_000)):
         for index in range(count):
