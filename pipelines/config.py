@@ -21,6 +21,7 @@ from data.errors import InputError
 from data.order import OrderConfig
 from data.plain import with_tuples
 from data.sharding_config import ShardingConfig
+from pipelines.mixture import SourceConfig, mixture_schedule
 from pipelines.promotion import GatePolicy
 
 ConfigT = TypeVar("ConfigT")
@@ -38,7 +39,10 @@ class PhaseConfig:
     num_lanes: int = 8
     """Independent streams that a global batch is made of; at least the number of workers."""
     shuffle_window: int = 16384
-    """Samples that a shuffle window holds, over all lanes."""
+    """Samples shuffled together, over all lanes; many more for adopted shards that hold a class each, see
+    docs/performance.md, "Shuffle quality"."""
+    mixture: tuple[SourceConfig, ...] = ()
+    """Snapshots whose training images are mixed in by weight; their classes must be among the phase's."""
     stochastic_depth_rate: float = 0.0
     decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(image_size_px=224))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -46,6 +50,7 @@ class PhaseConfig:
 
     def check(self, seed: int) -> None:
         """Raise InputError for values that do not go together."""
+        mixture_schedule(self.mixture)
         order = self.order(seed)
         if self.augment.mixes and order.lane_size < 2:
             raise InputError(

@@ -19,6 +19,7 @@ from infra.store import open_store
 from pipelines.cifar10 import default_cache_dir, fetch_cifar10
 from pipelines.config import PhaseConfig, RunConfig, parse_run_config
 from pipelines.job import announce, run_main
+from pipelines.mixture import check_mixture
 from pipelines.preflight import check_images, check_services
 from pipelines.review import VERDICT_TAG, check_champion_fits
 from pipelines.session import Session
@@ -43,7 +44,9 @@ def run(config: RunConfig) -> list[str]:
     phases = {"pretrain": recipe.pretrain, "finetune": recipe.finetune}
     listings = {name: list_for_build(corpus, recipe.sharding(phase)) for name, phase in phases.items()}
     for name, phase in phases.items():
+        classes = listings[name].classes
         check_images(name, listings[name], phase.global_batch_size)
+        check_mixture(name, phase.mixture, classes=classes, num_lanes=phase.num_lanes)
     check_champion_fits(session.registry.champion(runtime.model_name), listings["finetune"].classes)
     warn_about_new_augmentation(recipe.pretrain, recipe.finetune)
     session.connect()

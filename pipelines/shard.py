@@ -14,11 +14,15 @@ import time
 from collections.abc import Sequence
 
 from data.errors import InputError
-from pipelines import shard_read_commands, shard_write_commands
+from pipelines import shard_order_command, shard_read_commands, shard_write_commands
 from pipelines.config import parse_config, with_flags
 from pipelines.job import announce, run_main
 
-COMMANDS = {**shard_write_commands.COMMANDS, **shard_read_commands.COMMANDS}
+COMMANDS = {
+    **shard_write_commands.COMMANDS,
+    **shard_read_commands.COMMANDS,
+    **shard_order_command.COMMANDS,
+}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,9 +13,10 @@ from data.sharding_config import ShardingConfig
 from data.snapshot import Snapshot
 from data.store import Store
 from infra.ray_runtime import run_workers
-from infra.tracking import RunRef
+from infra.tracking import RunRef, Tracker
 from pipelines.config import PhaseConfig, Recipe, Runtime
 from pipelines.eval_tasks import EvalPlan, evaluate_model
+from pipelines.mixture import mixture_identity
 from pipelines.shard_tasks import run_shard_tasks
 from pipelines.stage import Stage, StageRecord, Workspace
 from pipelines.training import MODEL_FOLDER, TrainPlan, train_worker
@@ -104,6 +105,8 @@ def train_stage(
     def run(workspace: Workspace) -> Mapping[str, Any]:
         reference = DatasetRef.from_record(workspace.inputs[0])
         start = workspace.inputs[1].output["model_path"] if initial is not None else None
+        run_ref = run_of(workspace)
+        _log_mixture(phase, run_ref)
         plan = TrainPlan(
             name=name,
             root_uri=root.uri,
@@ -115,7 +118,7 @@ def train_stage(
             phase=phase,
             seed=recipe.seed,
             runtime=runtime,
-            run=run_of(workspace),
+            run=run_ref,
         )
         result = run_workers(
             train_worker,
@@ -134,12 +137,29 @@ def train_stage(
         }
 
     # The phase names its classes and cap, but the dataset's fingerprint holds what they select.
-    phase_identity = replace(phase, classes=None, max_train_per_class=None)
-    identity: dict[str, Any] = {"phase": phase_identity, "seed": recipe.seed}
+    # A mixture is known by its snapshots' ids, wherever they are.
+    phase_identity = replace(phase, classes=None, max_train_per_class=None, mixture=())
+    identity: dict[str, Any] = {
+        "phase": phase_identity,
+        "seed": recipe.seed,
+        **mixture_identity(phase.mixture),
+    }
     if initial is None:
         identity["model"] = recipe.model_config(num_classes=1)
     inputs = (dataset,) if initial is None else (dataset, initial)
     return Stage(name=name, recipe_version=1, identity=identity, inputs=inputs, run=run)
+
+
+def _log_mixture(phase: PhaseConfig, run: RunRef | None) -> None:
+    """Log the snapshots that are mixed in as inputs of the stage's run, beside its own."""
+    if run is None or not phase.mixture:
+        return
+    tracker = Tracker(run)
+    for source in phase.mixture:
+        tracker.log_dataset(
+            snapshot_id=source.snapshot, name=source.dataset, uri=source.dataset, context="training"
+        )
+    tracker.close()
 
 
 def evaluate_stage(

@@ -24,7 +24,7 @@ from tests.benchmarks.report import format_table, read_rows
 from tests.benchmarks.venvs import BenchmarkError, ensure_venv
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-BENCHMARKS = ("bench_model", "bench_tar_reader", "bench_augment")
+BENCHMARKS = ("bench_model", "bench_tar_reader", "bench_augment", "bench_order", "bench_shuffle")
 _TIMEOUT_S = 1800
 """`bench_model`, which compiles, takes the longest: about ten minutes on two idle cores."""
 # Read by OpenMP, MKL and OpenBLAS when they are loaded, so before Python starts.
