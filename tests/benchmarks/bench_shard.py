@@ -226,15 +226,14 @@ def compare_local(
         },
     }
     seconds = in_turn(calls, repeats=_REPEATS)
-    for ours in ("full validation", "validate: header"):
-        for peer in all_peers:
-            session.add(
-                f"{ours}, against {peer.title}",
-                Timings(ours_s=seconds[ours], peer_s=seconds[peer.title]),
-                num_items=num_images,
-                unit="images/s",
-                peer_version=_version(peer),
-            )
+    for ours, peer in itertools.product(("full validation", "validate: header"), all_peers):
+        session.add(
+            f"{ours}, against {peer.title}",
+            Timings(ours_s=seconds[ours], peer_s=seconds[peer.title]),
+            num_items=num_images,
+            unit="images/s",
+            peer_version=_version(peer),
+        )
 
 
 def compare_s3(
@@ -247,14 +246,15 @@ def compare_s3(
     """Compare images a CPU second of the whole process tree."""
     on_s3 = [peer for peer in all_peers if peer.writes_s3]
     calls = {
-        "ours": lambda: rounds.cpu_s("ours", {}),
+        "full validation": lambda: rounds.cpu_s("ours", {}),
+        "validate: header": lambda: rounds.cpu_s("ours", _HEADER_ONLY),
         **{peer.title: lambda peer=peer: rounds.cpu_s(peer.writer, chosen[peer.writer]) for peer in on_s3},
     }
     seconds = in_turn(calls, repeats=_S3_REPEATS)
-    for peer in on_s3:
+    for ours, peer in itertools.product(("full validation", "validate: header"), on_s3):
         session.add(
-            f"to S3, images a CPU second, full validation, against {peer.title}",
-            Timings(ours_s=seconds["ours"], peer_s=seconds[peer.title]),
+            f"to S3, images a CPU second, {ours}, against {peer.title}",
+            Timings(ours_s=seconds[ours], peer_s=seconds[peer.title]),
             num_items=num_images,
             unit="images/s",
             peer_version=_version(peer),

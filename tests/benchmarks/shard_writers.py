@@ -172,6 +172,10 @@ def write_litdata(corpus: str, out: str, settings: Settings) -> None:
 
     options: dict[str, Any] = {}
     if out.startswith("s3://"):
+        from litdata.streaming import downloader
+
+        # It uploads over https alone, and has no option for a store on this machine.
+        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = "true"
         options["storage_options"] = {"endpoint_url": os.environ["AWS_ENDPOINT_URL_S3"]}
     optimize(
         fn=litdata_sample,
