@@ -17,7 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from data.snapshot import commit_snapshot, load_snapshot
+from data.snapshot import commit_snapshot, load_snapshot, make_snapshot
+from data.types import ShardInfo
 from infra.folder_store import FolderStore
 from tests.benchmarks.contender import Contender
 from tests.benchmarks.measure import Timings, in_turn
@@ -207,13 +208,20 @@ def make_many_shards(work: Workload, root: Path) -> None:
     commit_many(store, shards)
 
 
-def commit_many(store: FolderStore, shards: list[Any]) -> None:
-    """Commit a snapshot of these train shards on top of the one that is there."""
+def commit_many(store: FolderStore, shards: Sequence[ShardInfo]) -> None:
+    """Commit a snapshot of these train shards alone."""
     head = load_snapshot(store, "HEAD")
-    commit_snapshot(
+    only = make_snapshot(
         store,
-        replace(head, number=head.number + 1, parent=head.id, splits={**head.splits, "train": tuple(shards)}),
+        None,
+        {"train": tuple(shards), "eval": ()},
+        classes=head.classes,
+        stats=head.stats,
+        listing_digest=head.listing_digest,
+        listing_paths=head.listing_paths,
+        quarantine_path=None,
     )
+    commit_snapshot(store, replace(only, number=head.number + 1))
 
 
 def compare_first_batch(session: Session, root: Path, cores: Sequence[int]) -> None:
