@@ -10,7 +10,7 @@ images, the same labels, and nearly the same mean level of the pixels.
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -32,7 +32,7 @@ _NUM_CLASSES = 10
 _REPEATS = 5
 _RAY_PASSES = 3
 _LARGEST_LEVEL_DIFFERENCE = 3.0
-"""Of 255: crops of different draws over a thousand images agree on their mean to about one."""
+"""Of 255: crops of different draws over hundreds of images agree on their mean to about one."""
 _MANY_SHARDS = 10_000
 PEERS = {
     "webdataset": "webdataset",
@@ -85,9 +85,14 @@ def main() -> None:
             session.announce(f"{work.title}: laid out")
         many = Path(name) / "many"
         make_many_shards(web, many)
-        for work in (web, large):
-            for used in (cores[:1], cores) if len(cores) > 1 else (cores,):
-                compare(session, work, used)
+        for used in (cores[:1], cores) if len(cores) > 1 else (cores,):
+            with ExitStack() as stack:
+                contenders = {
+                    loader: stack.enter_context(Contender(loader, _MODULE, cores=used))
+                    for loader in ("ours", "decoder", *PEERS)
+                }
+                for work in (web, large):
+                    compare(session, work, contenders, len(used))
         compare_first_batch(session, many, cores)
     session.write()
 
@@ -106,50 +111,45 @@ def lay_out(work: Workload, photos: Path) -> None:
             contender.ask("write", corpus=corpus, out=out, settings=settings)
 
 
-def candidates(loader: str, num_cores: int, batch_size: int) -> list[dict[str, Any]]:
+def candidates(loader: str, work: Workload, num_cores: int) -> list[dict[str, Any]]:
     """Return the settings that the sweep tries."""
-    fixed: dict[str, Any] = {"batch_size": batch_size, "prefetch": 2}
+    base: dict[str, Any] = {"batch_size": work.batch_size, "prefetch": 2, "num_workers": num_cores}
     if loader in ("ours", "decoder"):
-        return [{**fixed, "num_workers": num_cores}]
+        return [base]
+    base["draft"] = True
+    undrafted = [{**base, "draft": False}] if work.photos is not LARGE_PHOTOS else []
     if loader == "ray":
-        ray = {**fixed, "num_workers": num_cores, "passes": _RAY_PASSES, "shuffle_buffer": None}
-        return [{**ray, "draft": draft} for draft in (False, True)]
-    counts = (0, 1) if num_cores == 1 else (num_cores, num_cores + 1)
-    tried = [{**fixed, "num_workers": count, "draft": draft} for count in counts for draft in (False, True)]
-    return [*tried, {**tried[-1], "prefetch": 4}]
+        return [{**tried, "passes": _RAY_PASSES, "shuffle_buffer": None} for tried in (base, *undrafted)]
+    # On one core: no process beside the consumer's. On several: one more than there are cores.
+    other_count = 0 if num_cores == 1 else num_cores + 1
+    return [base, {**base, "num_workers": other_count}, {**base, "prefetch": 4}, *undrafted]
 
 
-def compare(session: Session, work: Workload, cores: Sequence[int]) -> None:
-    """Compare on these cores: speed, and with all cores memory, too."""
-    where = "1 core" if len(cores) == 1 else f"{len(cores)} cores"
-    with ExitStack() as stack:
-        contenders: dict[str, Contender] = {}
-        settings: dict[str, dict[str, Any]] = {}
-        for loader in ("ours", "decoder", *PEERS):
-            contenders[loader] = stack.enter_context(Contender(loader, _MODULE, cores=cores))
-            tried = candidates(loader, len(cores), work.batch_size)
-            settings[loader] = choose(contenders[loader], work, tried)
-            session.note(f"{loader}, {work.title}, {where}", settings[loader])
-            session.announce(f"{work.title}, {where}: {loader} runs with {settings[loader]}")
-        check_same(contenders, work)
-        seconds = in_turn(
-            {loader: contender.timed("epoch") for loader, contender in contenders.items()}, repeats=_REPEATS
+def compare(session: Session, work: Workload, contenders: Mapping[str, Contender], num_cores: int) -> None:
+    """Compare on so many cores: speed, and on all of them memory, too."""
+    where = "1 core" if num_cores == 1 else f"{num_cores} cores"
+    for loader, contender in contenders.items():
+        settings = choose(contender, work, candidates(loader, work, num_cores))
+        session.note(f"{loader}, {work.title}, {where}", settings)
+        session.announce(f"{work.title}, {where}: {loader} runs with {settings}")
+    check_levels(contenders)
+    calls = {loader: timed_epoch(contender, work, loader) for loader, contender in contenders.items()}
+    seconds = in_turn(calls, repeats=_REPEATS)
+    for loader in ("decoder", *PEERS):
+        against = TITLES.get(loader, "our decoder alone, bytes in memory")
+        session.add(
+            f"{work.title}, {where}, against {against}",
+            Timings(ours_s=seconds["ours"], peer_s=seconds[loader]),
+            num_items=work.photos.num_photos,
+            unit="images/s",
+            peer_version=_version(loader),
         )
-        seconds["ray"] = [value / _RAY_PASSES for value in seconds["ray"]]
-        for loader in ("decoder", *PEERS):
-            against = TITLES.get(loader, "our decoder alone, bytes in memory")
-            session.add(
-                f"{work.title}, {where}, against {against}",
-                Timings(ours_s=seconds["ours"], peer_s=seconds[loader]),
-                num_items=work.photos.num_photos,
-                unit="images/s",
-                peer_version=_version(loader),
-            )
+    if num_cores > 1:
         compare_memory(session, work, where, contenders)
 
 
 def choose(contender: Contender, work: Workload, tried: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Open the loader with the settings that were the fastest in one epoch after another; return them."""
+    """Open the loader with the settings that were the fastest in their second epoch; return them."""
     seconds: list[float] = []
     for settings in tried if len(tried) > 1 else ():
         contender.ask("open", root=str(work.root), settings=dict(settings))
@@ -160,18 +160,27 @@ def choose(contender: Contender, work: Workload, tried: Sequence[Mapping[str, An
     return best
 
 
-def check_same(contenders: Mapping[str, Contender], work: Workload) -> None:
-    """Assert that every loader yields each image once, with its label, at the usual brightness."""
-    expected = contenders["ours"].ask("epoch")
-    level = contenders["ours"].ask("mean")["mean_level"]
-    assert expected["num_images"] == work.photos.num_photos
-    for loader, contender in contenders.items():
-        passes = _RAY_PASSES if loader == "ray" else 1
-        found = contender.ask("epoch")
-        for count in ("num_images", "label_sum"):
-            assert found[count] == passes * expected[count], f"{loader}: {count} is {found[count]}"
-        difference = abs(contender.ask("mean")["mean_level"] - level)
+def check_levels(contenders: Mapping[str, Contender]) -> None:
+    """Assert that every loader's crops are about as bright as ours."""
+    levels = {loader: contender.ask("mean")["mean_level"] for loader, contender in contenders.items()}
+    for loader, level in levels.items():
+        difference = abs(level - levels["ours"])
         assert difference < _LARGEST_LEVEL_DIFFERENCE, f"{loader}: its mean level differs by {difference:.1f}"
+
+
+def timed_epoch(contender: Contender, work: Workload, loader: str) -> Callable[[], float]:
+    """Return a call that gives an epoch's seconds, asserting that each image came once with its label."""
+    passes = _RAY_PASSES if loader == "ray" else 1
+    label_sum = sum(number % _NUM_CLASSES for number in range(work.photos.num_photos))
+
+    def call() -> float:
+        found = contender.ask("epoch")
+        expected = (passes * work.photos.num_photos, passes * label_sum)
+        counts = (found["num_images"], found["label_sum"])
+        assert counts == expected, f"{loader}: images and sum of labels are {counts}, not {expected}"
+        return found["seconds"] / passes
+
+    return call
 
 
 def compare_memory(session: Session, work: Workload, where: str, contenders: Mapping[str, Contender]) -> None:

@@ -302,7 +302,8 @@ def main() -> None:
     epochs = iter(range(10**9))
 
     def start(root: str, settings: dict[str, Any]) -> dict[str, Any]:
-        opened[:] = [open_loader(Path(root), settings)]
+        opened.clear()  # The last one's worker processes end with it.
+        opened.append(open_loader(Path(root), settings))
         return {}
 
     serve(

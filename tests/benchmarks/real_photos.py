@@ -45,14 +45,14 @@ class PhotoSet:
 
 
 WEB_PHOTOS = PhotoSet(
-    name="web", num_photos=1024, min_size_px=(500, 375), max_size_px=(500, 375), max_zoom=4.0
+    name="web", num_photos=512, min_size_px=(500, 375), max_size_px=(500, 375), max_zoom=4.0
 )
 """ImageNet's usual size."""
 LARGE_PHOTOS = PhotoSet(
-    name="large", num_photos=256, min_size_px=(2000, 1500), max_size_px=(2000, 1500), max_zoom=1.3
+    name="large", num_photos=128, min_size_px=(2000, 1500), max_size_px=(2000, 1500), max_zoom=1.3
 )
 MIXED_PHOTOS = PhotoSet(
-    name="mixed", num_photos=1500, min_size_px=(256, 256), max_size_px=(1024, 1024), max_zoom=2.0
+    name="mixed", num_photos=1000, min_size_px=(256, 256), max_size_px=(1024, 1024), max_zoom=2.0
 )
 
 
