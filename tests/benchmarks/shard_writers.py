@@ -52,6 +52,7 @@ def write_ours(corpus: str, out: str, settings: Settings) -> None:
     options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
     places = ["--corpus", corpus, "--dataset", out]
     fixed = ["--eval_fraction", "0.0", "--shard_size_bytes", str(SHARD_BYTES)]
+    fixed += ["--runtime.num_workers", str(num_cores())]
     code = shard.main(["create", *places, *fixed, *options])
     assert code == 0, f"create ended with {code}"
 
