@@ -1,6 +1,6 @@
 """The writers that `bench_shard` compares, each in a process of its own: `python -m ... NAME`.
 
-Every writer takes the same files, CLASS/NAME.jpg below one folder, and makes shards of about 32 MB with
+Every writer takes the same files, CLASS/NAME.jpg below one folder, and makes shards of about 8 MB with
 image bytes and a class index. Each imports its own library alone; one has an environment of its own.
 """
 
@@ -18,7 +18,8 @@ from typing import Any
 
 from tests.benchmarks.contender import serve, timed
 
-SHARD_BYTES = 32 * 2**20
+SHARD_BYTES = 8 * 2**20
+"""Small, so that as many shards fall to each core."""
 Settings = Mapping[str, Any]
 Write = Callable[[str, str, Settings], None]
 """corpus folder, target folder or s3://, settings."""
