@@ -28,11 +28,11 @@ BENCHMARKS = {
     "bench_model": ("peers",),
     "bench_tar_reader": ("bench_tar_reader",),
     "bench_augment": ("bench_augment",),
+    "bench_order": ("peers",),
+    "bench_shuffle": ("peers",),
     "bench_shard": ("peers", "img2dataset"),
     "bench_loader": ("peers",),
     "bench_scale": ("bench_scale",),
-    "bench_order": ("peers",),
-    "bench_shuffle": ("peers",),
 }
 """The environments of each, named as their requirements; it runs in the first."""
 _TIMEOUT_S = 1800
