@@ -44,5 +44,5 @@ def test_an_interrupted_set_is_made_again(tmp_path: Path) -> None:
 
 def test_no_apt_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BenchmarkError, match="apt-get is not there: .*run it on Debian or Ubuntu"):
+    with pytest.raises(BenchmarkError, match=r"apt-get is not there: .*run it on Debian or Ubuntu"):
         photo_files(tmp_path, SMALL)
