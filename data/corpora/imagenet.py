@@ -74,6 +74,11 @@ class ImageNetReader:
     ground_truth: tuple[str, ...] | None
     """The synset of each image of the validation tar, in the order of their names."""
 
+    @property
+    def uri(self) -> str:
+        """The corpus's."""
+        return self.store.uri
+
     def record_batches(self) -> Iterator[RecordBatch]:
         """Yield the images of all synsets, then those for validation.
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -73,9 +73,14 @@ class WebDatasetReader:
     store: Store
     tars: tuple[ObjectInfo, ...]
     run: MapTasks
-    labels: SampleLabels = SampleLabels()
+    labels: SampleLabels = field(default_factory=SampleLabels)
     image_extension: str = ""
     """Which member is the image, where samples have several."""
+
+    @property
+    def uri(self) -> str:
+        """The corpus's."""
+        return self.store.uri
 
     def record_batches(self) -> Iterator[RecordBatch]:
         """Yield the images of all tars; the split is what a tar's path says, see `split_of_path`."""
