@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from data.corpora.tar_listing import MAX_BATCH_ROWS, Table, listing_of_tar
+from data.arrow import RecordBatch, Table
+from data.corpora.tar_listing import MAX_BATCH_ROWS, listing_of_tar
 from data.corpora.tar_scan import TarMember, TarSpan, iter_members, open_span
 from data.corpora.tasks import MapTasks
 from data.corpus import IMAGE_EXTENSIONS
 from data.errors import InputError
-from data.listing import RecordBatch
 from data.store import ObjectInfo, Store
 
 GROUND_TRUTH_NAME = "ILSVRC2012_validation_ground_truth.txt"

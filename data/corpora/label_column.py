@@ -1,19 +1,18 @@
 """A column of labels, however a table writes them, as lists of class names."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 
+from data.arrow import Column, compute
 from data.corpora.labels import class_name
 from data.errors import InputError
 
-compute: Any = pyarrow.compute
 
-
-def label_lists(column: Any, *, class_names: Sequence[str], separator: str, name: str, first_row: int) -> Any:
+def label_lists(
+    column: Column, *, class_names: Sequence[str], separator: str, name: str, first_row: int
+) -> Column:
     """Return an array of lists of class names from strings, whole numbers or lists of them.
 
     A string is cut at `separator` ("" for never). Class indices are looked up in `class_names`, if there
@@ -40,7 +39,7 @@ def label_lists(column: Any, *, class_names: Sequence[str], separator: str, name
     return pa.ListArray.from_arrays(offsets, pa.array(names, pa.string()).take(flat.indices))
 
 
-def _as_lists(values: Any, separator: str, name: str) -> Any:
+def _as_lists(values: Column, separator: str, name: str) -> Column:
     """Return lists of strings; a missing value stays a null list."""
     kind = values.type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)

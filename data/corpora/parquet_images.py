@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.corpora.label_column import compute, label_lists
+from data.arrow import Column, RecordBatch, compute
+from data.corpora.label_column import label_lists
 from data.corpora.range_reader import open_file
 from data.errors import InputError
 from data.store import ObjectInfo, Store
@@ -61,17 +62,38 @@ def iter_images(store: Store, info: ObjectInfo, columns: ImageColumns) -> Iterat
     with open_file(store, info) as file:
         parquet = _open(file, info.path)
         image = _image_column(parquet.schema_arrow, columns, info.path)
-        label = _label_column(parquet.schema_arrow, columns, info.path)
-        names = columns.class_names or _names_in_metadata(parquet.schema_arrow, label)
         first_row = 0
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=[image, label], use_threads=False):
+        for batch, labels in _labelled(parquet, info.path, columns, [image], _BATCH_ROWS):
             contents = _contents(batch.column(image), info.path, first_row)
-            labels = label_lists(
-                batch.column(label), class_names=names, separator="", name=info.path, first_row=first_row
-            )
             for offset, content in enumerate(contents):
                 yield ParquetImage(first_row + offset, content, labels[offset].as_py())
             first_row += batch.num_rows
+
+
+def iter_labels(store: Store, info: ObjectInfo, columns: ImageColumns, batch_rows: int) -> Iterator[Column]:
+    """Yield the labels of a file as columns of lists, without reading the images. Raises as `iter_images`."""
+    with open_file(store, info) as file:
+        parquet = _open(file, info.path)
+        _image_column(parquet.schema_arrow, columns, info.path)
+        for _, labels in _labelled(parquet, info.path, columns, [], batch_rows):
+            yield labels
+
+
+def _labelled(
+    parquet: Any, name: str, columns: ImageColumns, others: list[str], batch_rows: int
+) -> Iterator[tuple[RecordBatch, Column]]:
+    """Yield batches of the label column and others, each with its labels as lists of class names."""
+    label = _label_column(parquet.schema_arrow, columns, name)
+    class_names = columns.class_names or _names_in_metadata(parquet.schema_arrow, label)
+    first_row = 0
+    for batch in parquet.iter_batches(batch_rows, columns=[*others, label], use_threads=False):
+        yield (
+            batch,
+            label_lists(
+                batch.column(label), class_names=class_names, separator="", name=name, first_row=first_row
+            ),
+        )
+        first_row += batch.num_rows
 
 
 def _open(file: Any, path: str) -> Any:

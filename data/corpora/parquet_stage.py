@@ -18,10 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.arrow import RecordBatch
 from data.corpora.labels import split_of_path
-from data.corpora.parquet_images import ImageColumns, iter_images
+from data.corpora.parquet_images import ImageColumns, iter_images, iter_labels
 from data.corpora.tasks import MapTasks
-from data.listing import LISTING_SCHEMA, RecordBatch
+from data.listing import LISTING_SCHEMA
 from data.store import ObjectInfo, Store
 from data.tar_write import TarWriter
 
@@ -91,6 +92,45 @@ class ParquetReader:
     def _tars(self, info: ObjectInfo) -> set[str]:
         """Return the path of the tar that a file's listing names; none where it has no row."""
         return set(self._listing(info).read(["path"]).column("path").unique().to_pylist())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParquetEstimate:
+    """Lists what `ParquetReader` would, without copying: the labels are right, sizes are a file's mean.
+
+    Keys lack the extension, so other images than those are for evaluation, but as many.
+    """
+
+    corpus: Store
+    files: tuple[ObjectInfo, ...]
+    columns: ImageColumns = field(default_factory=ImageColumns)
+
+    @property
+    def uri(self) -> str:
+        """The corpus's."""
+        return self.corpus.uri
+
+    def record_batches(self) -> Iterator[RecordBatch]:
+        """Yield the images of all files. Raises as `iter_images`, but for images without bytes."""
+        for info in self.files:
+            labels = list(iter_labels(self.corpus, info, self.columns, _BATCH_ROWS))
+            num_rows = sum(len(column) for column in labels)
+            first_row = 0
+            for column in labels:
+                rows = range(first_row, first_row + len(column))
+                yield pa.RecordBatch.from_arrays(
+                    [
+                        pa.array([f"{info.path}/{row:08d}" for row in rows], pa.string()),
+                        pa.repeat(info.path, len(rows)),
+                        pa.nulls(len(rows), pa.int64()),
+                        pa.repeat(pa.scalar(info.size_bytes // num_rows, pa.int64()), len(rows)),
+                        pa.repeat(info.etag, len(rows)),
+                        column,
+                        pa.repeat(pa.scalar(split_of_path(info.path), pa.string()), len(rows)),
+                    ],
+                    schema=LISTING_SCHEMA,
+                )
+                first_row += len(rows)
 
 
 def copy_images(info: ObjectInfo, *, corpus: Store, staging: Store, columns: ImageColumns) -> None:

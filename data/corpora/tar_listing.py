@@ -1,14 +1,12 @@
 """Images in a tar as rows of a listing."""
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyarrow as pa
 
+from data.arrow import Table
 from data.corpora.tar_scan import TarSpan
 from data.listing import LISTING_SCHEMA
-
-# pyarrow ships no types: this name says what is meant, checkers see Any.
-Table: TypeAlias = Any
 
 MAX_BATCH_ROWS = 65_536
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from data.arrow import RecordBatch, Table
 from data.corpora.labels import class_name, split_of_path
-from data.corpora.tar_listing import MAX_BATCH_ROWS, Table, listing_of_tar
+from data.corpora.tar_listing import MAX_BATCH_ROWS, listing_of_tar
 from data.corpora.tar_samples import scan_samples
 from data.corpora.tar_scan import TarSpan
 from data.corpora.tasks import MapTasks
 from data.errors import InputError
-from data.listing import RecordBatch
 from data.store import ObjectInfo, Store
 
 _JSON_PREFIX = "json:"

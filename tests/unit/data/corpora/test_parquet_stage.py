@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.corpora.parquet_images import ImageColumns, holds_images, read_schema
-from data.corpora.parquet_stage import ParquetReader
+from data.corpora.parquet_stage import ParquetEstimate, ParquetReader
 from data.corpora.tasks import map_here
 from data.errors import InputError
 from infra.folder_store import FolderStore
@@ -80,6 +80,20 @@ def test_bytes_are_copied_once(tmp_path: Path) -> None:
     write(tmp_path / "corpus/a.parquet", [png(0), png(2)], pa.array(["x", "y"]))
     changed = reader(tmp_path)
     assert [content_of(changed.staging, row) for row in listed(changed)] == [png(0), png(2)]
+
+
+def test_an_estimate_copies_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "corpus/train.parquet", [png(i) for i in range(5)], pa.array([0, 1] * 2 + [1]),
+          hugging_face(CLASS_LABEL))  # fmt: skip
+    write(tmp_path / "corpus/empty.parquet", [], pa.array([], pa.int64()), hugging_face(CLASS_LABEL))
+    made = reader(tmp_path)
+    estimated = listed(ParquetEstimate(corpus=made.corpus, files=made.files))
+    assert not list(made.staging.list())
+    exact = listed(made)
+    for name in ("labels", "split"):
+        assert [row[name] for row in estimated] == [row[name] for row in exact]
+    size_bytes = sum(info.size_bytes for info in made.files if info.path == "train.parquet")
+    assert size_bytes - 5 < sum(row["size_bytes"] for row in estimated) <= size_bytes
 
 
 def test_a_tar_is_named_by_its_content_wherever_it_comes_from(tmp_path: Path) -> None:
