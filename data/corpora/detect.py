@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from itertools import islice
 
+from data.corpora.class_folders import IMAGE_EXTENSIONS
 from data.corpora.imagenet import is_imagenet_file
 from data.corpora.options import CorpusFormat
-from data.corpus import IMAGE_EXTENSIONS
 from data.store import ObjectInfo
 
 _NUM_LOOKED_AT = 1000

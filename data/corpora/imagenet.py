@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from data.arrow import RecordBatch, Table
+from data.corpora.class_folders import IMAGE_EXTENSIONS
 from data.corpora.tar_listing import MAX_BATCH_ROWS, listing_of_tar
 from data.corpora.tar_scan import TarMember, TarSpan, iter_members, open_span
 from data.corpora.tasks import MapTasks
-from data.corpus import IMAGE_EXTENSIONS
 from data.errors import InputError
 from data.store import ObjectInfo, Store
 
