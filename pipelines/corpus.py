@@ -12,7 +12,7 @@ from data.corpora.manifest import ManifestReader
 from data.corpora.manifest_table import DELIMITERS, ManifestColumns
 from data.corpora.options import CorpusFormat, CorpusOptions
 from data.corpora.parquet_images import ImageColumns, holds_images, read_schema
-from data.corpora.parquet_stage import ParquetEstimate, ParquetReader
+from data.corpora.parquet_stage import ParquetReader
 from data.corpora.tasks import MapTasks
 from data.corpora.webdataset_tars import SampleLabels, WebDatasetReader
 from data.errors import InputError
@@ -124,10 +124,12 @@ def _open_files(
         imagenet = ImageNetReader(store=store, tars=files, run=place.run, ground_truth=truth)
         return Corpus(uri=store.uri, origin=store, images=store, source=imagenet)
     columns = ImageColumns(image=options.image_column, label=options.label_column, class_names=class_names)
-    if place.is_dry_run:
-        estimate = ParquetEstimate(corpus=store, files=files, columns=columns)
-        return Corpus(uri=store.uri, origin=store, images=store, source=estimate)
-    parquet = ParquetReader(corpus=store, files=files, staging=place.staging, run=place.run, columns=columns)
+    if not place.is_dry_run:
+        check_store(place.staging)
+    parquet = ParquetReader(
+        corpus=store, files=files, staging=place.staging, run=place.run, columns=columns,
+        is_dry_run=place.is_dry_run,
+    )  # fmt: skip
     return Corpus(uri=store.uri, origin=store, images=place.staging, source=parquet, staged=parquet)
 
 

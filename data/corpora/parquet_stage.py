@@ -48,6 +48,8 @@ class ParquetReader:
     staging: Store
     run: MapTasks
     columns: ImageColumns = field(default_factory=ImageColumns)
+    is_dry_run: bool = False
+    """Copy nothing; of files that were not copied before, list an estimate."""
 
     @property
     def uri(self) -> str:
@@ -60,9 +62,14 @@ class ParquetReader:
         The split is what a file's path says, see `split_of_path`. Raises as `iter_images`.
         """
         there = self._staged()
-        self._copy([info for info in self.files if self._listing_path(info) not in there])
+        new = [info for info in self.files if self._listing_path(info) not in there]
+        if not self.is_dry_run:
+            self._copy(new)
         for info in self.files:
-            yield from self._listing(info).iter_batches(_BATCH_ROWS)
+            if self.is_dry_run and info in new:
+                yield from estimate_images(info, self.corpus, self.columns)
+            else:
+                yield from self._listing(info).iter_batches(_BATCH_ROWS)
 
     def stage(self) -> None:
         """Copy the images of the listed files whose tar is not there."""
@@ -94,43 +101,29 @@ class ParquetReader:
         return set(self._listing(info).read(["path"]).column("path").unique().to_pylist())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParquetEstimate:
-    """Lists what `ParquetReader` would, without copying: the labels are right, sizes are a file's mean.
+def estimate_images(info: ObjectInfo, corpus: Store, columns: ImageColumns) -> Iterator[RecordBatch]:
+    """Yield about what `copy_images` would list, from the labels alone; a size is the file's mean.
 
     Keys lack the extension, so other images than those are for evaluation, but as many.
     """
-
-    corpus: Store
-    files: tuple[ObjectInfo, ...]
-    columns: ImageColumns = field(default_factory=ImageColumns)
-
-    @property
-    def uri(self) -> str:
-        """The corpus's."""
-        return self.corpus.uri
-
-    def record_batches(self) -> Iterator[RecordBatch]:
-        """Yield the images of all files. Raises as `iter_images`, but for images without bytes."""
-        for info in self.files:
-            labels = list(iter_labels(self.corpus, info, self.columns, _BATCH_ROWS))
-            num_rows = sum(len(column) for column in labels)
-            first_row = 0
-            for column in labels:
-                rows = range(first_row, first_row + len(column))
-                yield pa.RecordBatch.from_arrays(
-                    [
-                        pa.array([f"{info.path}/{row:08d}" for row in rows], pa.string()),
-                        pa.repeat(info.path, len(rows)),
-                        pa.nulls(len(rows), pa.int64()),
-                        pa.repeat(pa.scalar(info.size_bytes // num_rows, pa.int64()), len(rows)),
-                        pa.repeat(info.etag, len(rows)),
-                        column,
-                        pa.repeat(pa.scalar(split_of_path(info.path), pa.string()), len(rows)),
-                    ],
-                    schema=LISTING_SCHEMA,
-                )
-                first_row += len(rows)
+    labels = list(iter_labels(corpus, info, columns, _BATCH_ROWS))
+    num_rows = sum(len(column) for column in labels)
+    first_row = 0
+    for column in labels:
+        rows = range(first_row, first_row + len(column))
+        yield pa.RecordBatch.from_arrays(
+            [
+                pa.array([f"{info.path}/{row:08d}" for row in rows], pa.string()),
+                pa.repeat(info.path, len(rows)),
+                pa.nulls(len(rows), pa.int64()),
+                pa.repeat(pa.scalar(info.size_bytes // num_rows, pa.int64()), len(rows)),
+                pa.repeat(info.etag, len(rows)),
+                column,
+                pa.repeat(pa.scalar(split_of_path(info.path), pa.string()), len(rows)),
+            ],
+            schema=LISTING_SCHEMA,
+        )
+        first_row += len(rows)
 
 
 def copy_images(info: ObjectInfo, *, corpus: Store, staging: Store, columns: ImageColumns) -> None:

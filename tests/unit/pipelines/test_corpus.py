@@ -8,7 +8,7 @@ import pytest
 from data.corpora.imagenet import ImageNetReader
 from data.corpora.manifest import ManifestReader
 from data.corpora.options import CorpusFormat, CorpusOptions
-from data.corpora.parquet_stage import ParquetEstimate, ParquetReader
+from data.corpora.parquet_stage import ParquetReader
 from data.corpora.tasks import map_here
 from data.corpora.webdataset_tars import WebDatasetReader
 from data.errors import InputError
@@ -66,7 +66,9 @@ def test_a_parquet_file_is_images_or_a_manifest(tmp_path: Path) -> None:
     write_images(tmp_path / "c/train.parquet")
     assert isinstance(opened(tmp_path, "c").source, ParquetReader)
     assert isinstance(opened(tmp_path, "c/train.parquet").source, ParquetReader)
-    assert isinstance(opened(tmp_path, "c", is_dry_run=True).source, ParquetEstimate)
+    dry = opened(tmp_path, "c", is_dry_run=True)
+    assert len(rows_of(dry)) == 1
+    assert not list(dry.images.list())
     pq.write_table(pa.table({"uri": ["a.png"], "label": ["x"]}), tmp_path / "c/m.parquet")
     assert isinstance(opened(tmp_path, "c/m.parquet").source, ManifestReader)
 

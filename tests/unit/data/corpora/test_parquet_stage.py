@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.corpora.parquet_images import ImageColumns, holds_images, read_schema
-from data.corpora.parquet_stage import ParquetEstimate, ParquetReader
+from data.corpora.parquet_stage import ParquetReader
 from data.corpora.tasks import map_here
 from data.errors import InputError
 from infra.folder_store import FolderStore
@@ -87,9 +88,11 @@ def test_an_estimate_copies_nothing(tmp_path: Path) -> None:
           hugging_face(CLASS_LABEL))  # fmt: skip
     write(tmp_path / "corpus/empty.parquet", [], pa.array([], pa.int64()), hugging_face(CLASS_LABEL))
     made = reader(tmp_path)
-    estimated = listed(ParquetEstimate(corpus=made.corpus, files=made.files))
+    dry = replace(made, is_dry_run=True)
+    estimated = listed(dry)
     assert not list(made.staging.list())
     exact = listed(made)
+    assert listed(dry) == exact, "what was copied before is known"
     for name in ("labels", "split"):
         assert [row[name] for row in estimated] == [row[name] for row in exact]
     size_bytes = sum(info.size_bytes for info in made.files if info.path == "train.parquet")
