@@ -7,10 +7,12 @@ Every stage is kept under a fingerprint of what went into it: run the same comma
 finished stages are skipped, a stopped one goes on from its last checkpoint.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from urllib.parse import quote, urlsplit
 
+from data.corpora.kept_listing import KeptListing
 from data.list_corpus import list_for_build
+from data.listing import CorpusReader
 from infra.registry import VersionInfo
 from infra.store import open_store
 from pipelines.cifar10 import default_cache_dir, fetch_cifar10
@@ -78,7 +80,10 @@ def open_run_corpus(config: RunConfig) -> Corpus:
     uri = config.corpus
     if uri == "cifar10":
         uri = str(fetch_cifar10(default_cache_dir(), announce))
-    return open_corpus(uri, config.corpus_format, config.corpus_options, place)
+    corpus = open_corpus(uri, config.corpus_format, config.corpus_options, place)
+    if isinstance(corpus.source, CorpusReader):  # each phase lists it, and tars are read through for that
+        return replace(corpus, source=KeptListing(corpus.source))
+    return corpus
 
 
 def warn_about_new_augmentation(pretrain: PhaseConfig, finetune: PhaseConfig) -> None:
