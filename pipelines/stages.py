@@ -15,7 +15,9 @@ from data.store import Store
 from infra.ray_runtime import run_workers
 from infra.tracking import RunRef, Tracker
 from pipelines.config import PhaseConfig, Recipe, Runtime
+from pipelines.corpus import Corpus
 from pipelines.eval_tasks import EvalPlan, evaluate_model
+from pipelines.job import connect_to_ray
 from pipelines.mixture import mixture_identity
 from pipelines.shard_tasks import run_shard_tasks
 from pipelines.stage import Stage, StageRecord, Workspace
@@ -56,16 +58,21 @@ class DatasetRef:
 
 
 def shard_stage(
-    corpus: Store, listing: CorpusListing, config: ShardingConfig, runtime: Runtime, announce: Announce
+    corpus: Corpus, listing: CorpusListing, config: ShardingConfig, runtime: Runtime, announce: Announce
 ) -> Stage:
     """Corpus -> the first snapshot of a dataset. The listing's digest stands for the images."""
 
     def run(workspace: Workspace) -> Mapping[str, Any]:
         dataset = workspace.store
         run_all = run_shard_tasks(
-            corpus, dataset, config, max_in_flight=runtime.shard_tasks_in_flight, announce=announce
+            corpus.images,
+            dataset,
+            config,
+            max_in_flight=runtime.shard_tasks_in_flight,
+            announce=announce,
+            connect=corpus.before_reading(connect_to_ray),
         )
-        snapshot = build_snapshot(corpus, dataset, config, run_all, listing=listing)
+        snapshot = build_snapshot(corpus.source, dataset, config, run_all, listing=listing)
         reference = DatasetRef.of(snapshot, workspace.stage.path)
         return {**reference.to_output(), "stats": {k: dict(v) for k, v in snapshot.stats.items()}}
 
