@@ -25,7 +25,12 @@ INDEX_SCHEMA: Schema = pa.schema(
         ("height", pa.int32()),
         ("crc32c", pa.uint32()),
         ("sha256", pa.string()),
-        ("reencoded", pa.bool_()),
+        ("reencoded", pa.bool_()),  # the image's bytes are ours; else the corpus's own
+        ("original_width", pa.int32()),  # the corpus's file, as its header says
+        ("original_height", pa.int32()),
+        ("original_mode", pa.string()),  # Pillow's name
+        ("exif_orientation", pa.int8()),  # 1 to 8; 1: upright, or not said
+        ("perceptual_hash", pa.uint64()),  # null: not decoded, or too plain to tell from others
     ]
 )
 
