@@ -6,17 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 
-import PIL
-
 from data.corpus_listing import LEFT_OUT, CorpusListing
 from data.deduplicate import Written, deduplicate
 from data.errors import InputError
 from data.list_corpus import list_for_append, list_for_build
 from data.listing import CorpusReader
+from data.near_duplicate_drop import NearDuplicates, settle_near_duplicates
 from data.outcomes import new_records, remember_rejects, write_outcomes
 from data.quarantine import write_quarantine
 from data.shard_plan import ShardPlans
-from data.shard_write import SHARD_FORMAT_VERSION, ShardResult
+from data.shard_write import CODECS, SHARD_FORMAT_VERSION, ShardResult
 from data.sharding_config import ShardingConfig
 from data.snapshot import (
     Snapshot,
@@ -72,9 +71,11 @@ def build_snapshot(
     left_out = _left_out(listing)
     _check_rejects([*left_out, *_rejects(results)], listing.num_images, config.max_reject_fraction)
     written = deduplicate(results, listing, dataset, known={}, leak_policy=config.leak_policy)
+    written, near = settle_near_duplicates(written, listing, dataset, known={}, config=config)
     counts = _named_counts(written.label_counts, listing.classes)
     _check_counts(counts, listing.classes, needs_eval=config.eval_fraction > 0)
-    snapshot = _commit_root(dataset, _describe(None, listing, listing.classes, written, left_out, dataset))
+    described = _describe(None, listing, listing.classes, written, near, left_out, dataset)
+    snapshot = _commit_root(dataset, described)
     dataset.put(record, json.dumps({"snapshot": snapshot.id}).encode())
     return snapshot
 
@@ -133,8 +134,8 @@ def check_classes(config: ShardingConfig, parent: Snapshot) -> None:
 
 
 def _build_record_path(listing: CorpusListing, config: ShardingConfig) -> str:
-    """Name all that the snapshot depends on; Pillow, because it writes the re-encoded images."""
-    identity = [SHARD_FORMAT_VERSION, PIL.__version__, listing.digest, asdict(config)]
+    """Name all that the snapshot depends on."""
+    identity = [SHARD_FORMAT_VERSION, CODECS, listing.digest, asdict(config)]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return f"builds/{digest[:32]}.json"
 
@@ -180,13 +181,14 @@ def _append_once(
     policy = "drop_train" if config.leak_policy == "error" else config.leak_policy
     results = list(run_all(plans))
     written = deduplicate(results, fresh, dataset, known=parent.splits, leak_policy=policy)
+    written, near = settle_near_duplicates(written, fresh, dataset, known=parent.splits, config=config)
     left_out = _left_out(fresh)
     if not any(written.shards.values()):
         rejects = (*left_out, *written.rejects)
         remember_rejects(dataset, parent, fresh, {reject.key: reject.reason for reject in rejects})
         return None
     _check_counts(_named_counts(written.label_counts, classes), added, needs_eval=False)
-    return commit_snapshot(dataset, _describe(parent, fresh, classes, written, left_out, dataset))
+    return commit_snapshot(dataset, _describe(parent, fresh, classes, written, near, left_out, dataset))
 
 
 def _left_out(listing: CorpusListing) -> list[Reject]:
@@ -194,6 +196,7 @@ def _left_out(listing: CorpusListing) -> list[Reject]:
     return [
         Reject(
             key=row["key"], path=row["path"], reason="unknown_label", etag=row["etag"],
+            size_bytes=row["size_bytes"], offset=row["offset"],
             detail=f"the labels {row['labels']!r} are not all among the given classes",
         )
         for rows in listing.sorted_rows(LEFT_OUT) for row in rows.to_pylist()
@@ -239,6 +242,7 @@ def _describe(
     listing: CorpusListing,
     classes: tuple[str, ...],
     written: Written,
+    near: NearDuplicates,
     left_out: Sequence[Reject],
     dataset: Store,
 ) -> Snapshot:
@@ -249,10 +253,11 @@ def _describe(
         parent,
         written.shards,
         classes=classes,
-        stats=_stats(parent, classes, written, rejects),
+        stats={**_stats(parent, classes, written, rejects), "near_duplicates": near.counts},
         listing_digest=listing.digest,
         listing_paths=write_outcomes(dataset, listing, {reject.key: reject.reason for reject in rejects}),
         quarantine_path=write_quarantine(dataset, rejects) if rejects else None,
+        near_duplicates_path=near.path,
     )
 
 
