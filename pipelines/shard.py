@@ -3,6 +3,7 @@
     python pipelines/shard.py create --corpus /path/to/folder --dataset s3://bucket/birds
     python pipelines/shard.py append --corpus s3://bucket/new-images --dataset s3://bucket/birds
     python pipelines/shard.py show --dataset s3://bucket/birds
+    python pipelines/shard.py card --dataset s3://bucket/birds --out card.html
     python pipelines/shard.py COMMAND --help
 
 With `--json` the last line on stdout is one JSON object.
@@ -14,7 +15,12 @@ import time
 from collections.abc import Sequence
 
 from data.errors import InputError
-from pipelines import shard_order_command, shard_read_commands, shard_write_commands
+from pipelines import (
+    shard_card_command,
+    shard_order_command,
+    shard_read_commands,
+    shard_write_commands,
+)
 from pipelines.config import parse_config, with_flags
 from pipelines.job import announce, run_main
 
@@ -22,6 +28,7 @@ COMMANDS = {
     **shard_write_commands.COMMANDS,
     **shard_read_commands.COMMANDS,
     **shard_order_command.COMMANDS,
+    **shard_card_command.COMMANDS,
 }
 
 
