@@ -379,7 +379,7 @@ def test_an_append_cannot_rename_remove_or_move_a_class(tmp_path: Path, dataset:
 
 
 def test_look_alikes_are_reported_or_dropped(tmp_path: Path, dataset: Store) -> None:
-    """A recompressed copy has other bytes; the one in train goes, and its shard is written again without it."""
+    """A recompressed copy has other bytes. The one in train goes; its shard is written again without it."""
     scenes = [scene(seed) for seed in range(6)]
     files = {f"train/cat/{n}.png": encode(image, "PNG") for n, image in enumerate(scenes[:4])}
     files |= {f"test/cat/{n}.png": encode(image, "PNG") for n, image in enumerate(scenes[4:])}
