@@ -19,9 +19,10 @@ from data.augment import AugmentConfig
 from data.corpora.options import CorpusFormat, CorpusOptions
 from data.decode import DecodeConfig
 from data.errors import InputError
+from data.image_check import ImageLimits
 from data.order import OrderConfig
 from data.plain import with_tuples
-from data.sharding_config import ShardingConfig
+from data.sharding_config import LeakPolicy, NearPolicy, ShardingConfig
 from pipelines.mixture import SourceConfig, mixture_schedule
 from pipelines.promotion import GatePolicy
 
@@ -80,6 +81,13 @@ class ShardConfig:
     shard_size_bytes: int = 64 * 1024 * 1024
     max_reject_fraction: float = 0.05
     """More unreadable images than this share stop the run."""
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    leak_policy: LeakPolicy = "error"
+    """The same image in train and eval: stop, or drop the one or the other."""
+    near_duplicates: NearPolicy = "report"
+    """Images that look alike: list the pairs, drop all but the first, or do not look for them."""
+    near_duplicate_distance: int = 4
+    """They look alike whose perceptual hashes differ in at most so many of 64 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +134,10 @@ class Recipe:
             eval_fraction=self.shard.eval_fraction,
             shard_size_bytes=self.shard.shard_size_bytes,
             max_reject_fraction=self.shard.max_reject_fraction,
+            limits=self.shard.limits,
+            leak_policy=self.shard.leak_policy,
+            near_duplicates=self.shard.near_duplicates,
+            near_duplicate_distance=self.shard.near_duplicate_distance,
             seed=self.seed,
         )
 
