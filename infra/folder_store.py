@@ -144,15 +144,28 @@ class FolderStore:
             uri = f"{self.uri}/{path}"
             if error.errno in _ABSENT_ERRNOS:
                 raise ObjectNotFoundError(f"{uri} does not exist") from error
-            fault = StoreError(f"{uri}: {error.strerror or error}")
-            fault.errno = error.errno
-            raise fault from error
+            raise named_fault(uri, error) from error
+
+
+def named_fault(what: str, error: OSError) -> StoreError:
+    """Return the file system's error as a `StoreError` that names its object and keeps the errno."""
+    fault = StoreError(f"{what}: {error.strerror or error}")
+    fault.errno = error.errno
+    return fault
 
 
 def _partial_beside(target: Path) -> Path:
     """Name a file in the target's folder, so that the rename stays in one file system."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     return target.parent / f"{_PARTIAL_PREFIX}{uuid.uuid4().hex}"
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each flushed: a crash of the machine loses none with its files."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _flush(folder.parent)
 
 
 def _flush(path: Path) -> None:
