@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.errors import InputError
-from data.store import Store, StoreError
+from data.store import CorruptShardError, Store
 from data.types import ShardInfo
 
 _log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class ShardCache:
     def _check_size(file: Path, store: Store, shard: ShardInfo) -> None:
         size_bytes = file.stat().st_size
         if size_bytes != shard.size_bytes:
-            raise StoreError(
+            raise CorruptShardError(
                 f"{store.uri}/{shard.path} has {size_bytes} bytes, its snapshot says {shard.size_bytes}; "
                 "restore it or build the dataset again"
             )

@@ -33,8 +33,8 @@ Fault = Literal[
 ]
 """Before the store sees the request: `error_500`, `slow_down` (503), `reset_before`.
 After it did: `lost_answer`, `reset_amid` half of it, `truncated` (an orderly end after half of the
-bytes that Content-Length promises), `flipped` (one bit of an object's bytes, up or down; a listing's XML
-is spared: nothing could notice), `slow` (in 20 pieces), `stall` (nothing for some seconds)."""
+bytes that Content-Length promises), `flipped` (one bit of an object's bytes, up or down, each time another;
+a listing's XML is spared: nothing could notice), `slow` (in 20 pieces), `stall` (5 s of nothing)."""
 
 _NOT_FORWARDED = frozenset({"expect", "connection", "keep-alive"})
 _ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>by the fault proxy</Message></Error>"
@@ -151,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "reset_before":
             return self._reset()
         if fault == "flipped" and self.command == "PUT":
-            body = _flip(body)
+            body = self._flip(body)
         try:
             status, headers, content = self._ask_store(body)
         except (OSError, http.client.HTTPException):
@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "lost_answer":
             return self._reset()
         if fault == "flipped" and self.command == "GET" and status < 300:
-            content = _flip(content)
+            content = self._flip(content)
         if fault == "stall":
             time.sleep(self._proxy.stall_s)
         return self._answer(status, headers, content, fault)
@@ -211,17 +211,15 @@ class _Handler(BaseHTTPRequestHandler):
         content = b"" if self.command == "HEAD" else _ERROR.format(code=code).encode()
         self._answer(status, [("Content-Type", "application/xml")], content, None)
 
+    def _flip(self, content: bytes) -> bytes:
+        flipped = bytearray(content)
+        if flipped:
+            flipped[self._proxy.num_requests % len(flipped)] ^= 0x10
+        return bytes(flipped)
+
     def _reset(self) -> None:
         """End the connection with RST instead of FIN."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
         # Not shutdown: that would send FIN first.
         self.connection.close()
-
-
-def _flip(content: bytes) -> bytes:
-    if not content:
-        return content
-    flipped = bytearray(content)
-    flipped[len(flipped) // 2] ^= 0x10
-    return bytes(flipped)
