@@ -1,15 +1,12 @@
 """The loader under faults of store, disk and process: the same batches, or a stop with a reason."""
 
-import io
 import logging
 import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from infra.s3_client import S3Patience
 from infra.s3_store import S3Store
 from tests.conftest import Stack
 from tests.fault_proxy import Fault, Request
+from tests.faults.full_disk import fill_disk
 from tests.faults.proxied_store import ENDPOINT, new_store, spoilt_store
 from tests.faults.services import kill_object_store
 from tests.small_dataset import small_dataset
@@ -184,24 +182,6 @@ def start_reader(store: S3Store, snapshot: Snapshot, folder: Path) -> SpawnProce
     return reader
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 96 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(folder)]
-    mounted = subprocess.run(mount, capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"mounting needs root: {mounted.stderr.decode()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(file: io.RawIOBase) -> None:
-    while True:
-        file.write(bytes(4096))
-
-
 def test_a_full_disk_evicts_then_streams_and_warns_once(
     dataset: tuple[S3Store, Snapshot], expected: Rows, small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -216,10 +196,9 @@ def test_a_full_disk_evicts_then_streams_and_warns_once(
     for file in kept:
         file.unlink()
     caplog.clear()
-    with caplog.at_level(logging.WARNING), (small_disk / "other").open("wb", buffering=0) as other:
+    with caplog.at_level(logging.WARNING):
         cache = ShardCache(small_disk, 10**9)
-        with pytest.raises(OSError, match="No space left"):
-            fill(other)
+        fill_disk(small_disk)
         assert epoch(store, snapshot, cache) == expected
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 1
