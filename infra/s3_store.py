@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from boto3.s3.transfer import TransferConfig
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, FlexibleChecksumError
 
 from data.store import ObjectInfo, ObjectNotFoundError, StoreError
 from infra.folder_store import check_object_path, named_fault
+from infra.s3_checksum import PART_BYTES, PART_BYTES_KEY, PartsChecksum
 from infra.s3_client import HASTE, LazyClient, S3Patience
 from infra.s3_faults import FAILURES, code_of, is_transient, status_of
 
@@ -30,7 +31,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 8.0
-_MULTIPART = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=32 << 20, max_concurrency=4)
+_MULTIPART = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=PART_BYTES, max_concurrency=4)
 _READ_BLOCK_BYTES = 1 << 20
 
 
@@ -101,11 +102,17 @@ class S3Store:
         partial = target.with_name(f".coatnet-partial-{uuid.uuid4().hex}")
 
         def read(s3: "S3Client") -> None:
-            body = s3.get_object(Bucket=self.bucket, Key=key)["Body"]
+            answer = s3.get_object(Bucket=self.bucket, Key=key)
+            part_bytes, expected = answer["Metadata"].get(PART_BYTES_KEY), answer.get("ChecksumCRC32", "")
+            parts = PartsChecksum(int(part_bytes)) if part_bytes and "-" in expected else None
             with partial.open("wb") as file:
-                # The loop's last, empty read checks the length and the checksum.
-                while block := body.read(_READ_BLOCK_BYTES):
+                # The loop's last, empty read checks the length and the checksum of an object in one piece.
+                while block := answer["Body"].read(_READ_BLOCK_BYTES):
                     file.write(block)
+                    if parts is not None:
+                        parts.add(block)
+            if parts is not None and parts.value() != expected:
+                raise FlexibleChecksumError(error_msg=f"CRC32 is {parts.value()}, the store says {expected}")
 
         try:
             self._call(path, read)
@@ -148,7 +155,8 @@ class S3Store:
 
         def write(s3: "S3Client") -> None:
             with source.open("rb") as file:
-                s3.upload_fileobj(file, self.bucket, key, Config=_MULTIPART)
+                metadata = {PART_BYTES_KEY: str(PART_BYTES)}
+                s3.upload_fileobj(file, self.bucket, key, ExtraArgs={"Metadata": metadata}, Config=_MULTIPART)
 
         self._call(path, write)
 

@@ -155,8 +155,9 @@ class Runtime:
     cache_dir: str = "/tmp/coatnet-cache"
     """Node-local folder for shards."""
     cache_size_bytes: int = 20 * 1024**3
-    max_store_wait_s: float = 600.0
-    """How long training and evaluation wait for an object store that is away before they stop."""
+    max_store_wait_s: float = 300.0
+    """How long training and evaluation wait for an object store that is away before they stop. Ranks wait
+    600 s for one another."""
     checkpoint_every_steps: int = 200
     checkpointed_stages: tuple[int, ...] = ()
     """Model stages, counted from 0, that compute their activations again in the backward pass, for memory."""

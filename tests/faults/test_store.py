@@ -136,7 +136,7 @@ def test_a_listing_goes_on_where_a_page_failed(store: S3Store) -> None:
 
 
 def test_a_file_in_parts(store: S3Store, tmp_path: Path) -> None:
-    """An answer to the last request that gets lost leaves no upload to complete: it starts again."""
+    """A last answer that got lost leaves no upload to complete: it starts again. Downloads see damage."""
     source = tmp_path / "source"
     source.write_bytes(os.urandom(1 << 20) * 65)
     completing: list[Fault] = ["lost_answer"]
@@ -148,8 +148,9 @@ def test_a_file_in_parts(store: S3Store, tmp_path: Path) -> None:
     ):
         spoilt.upload(source, "big")
         assert proxy.injected["lost_answer"] == 1
-    with spoilt_store(store, rates={"truncated": 0.5}, patience=_ONE_SEND) as (spoilt, _):
+    with spoilt_store(store, script=["truncated", "flipped"], patience=_ONE_SEND) as (spoilt, proxy):
         spoilt.download("big", tmp_path / "copy")
+        assert proxy.num_requests == 3
     assert (tmp_path / "copy").read_bytes() == source.read_bytes()
 
 
