@@ -174,52 +174,36 @@ class S3Store:
 
         The listing is held in memory to be sorted: some stores list in directory order.
         """
-        root = f"{self.prefix}/" if self.prefix else ""
-        below = f"{self.key(prefix)}/" if prefix else root
-
-        found: list[ObjectInfo] = []
-        after: str | None = ""
-        while after is not None:
-            page = self._list_page(prefix, below, after)
-            entries = (_info(entry, root) for entry in page.get("Contents", []))
-            # A name that ends in "/" is a console's marker of an empty folder.
-            found += [info for info in entries if not info.path.endswith("/")]
-            after = page.get("NextContinuationToken") if page.get("IsTruncated") else None
-        yield from sorted(found, key=lambda info: info.path)
+        yield from sorted(self._objects(prefix), key=lambda info: info.path)
 
     def scan(self) -> Iterator[ObjectInfo]:
         """Yield every object in the store's own order, page by page."""
-        root = f"{self.prefix}/" if self.prefix else ""
-        token = ""
-
-        def read(s3: "S3Client") -> "ListObjectsV2OutputTypeDef":
-            if token:
-                return s3.list_objects_v2(Bucket=self.bucket, Prefix=root, ContinuationToken=token)
-            return s3.list_objects_v2(Bucket=self.bucket, Prefix=root)
-
-        while True:
-            page = self._call("", read)
-            found = (_info(entry, root) for entry in page.get("Contents", []))
-            # A name that ends in "/" is a console's marker of an empty folder.
-            yield from (info for info in found if not info.path.endswith("/"))
-            if not page["IsTruncated"]:
-                return
-            token = page["NextContinuationToken"]
+        return self._objects("")
 
     def delete(self, path: str) -> None:
         """Remove an object; absent is fine."""
         key = self.key(path)
         self._call(path, lambda s3: s3.delete_object(Bucket=self.bucket, Key=key))
 
-    def _list_page(self, prefix: str, below: str, token: str) -> "ListObjectsV2OutputTypeDef":
-        """Return up to 1000 names. Each page is repeated alone: a long listing would never end otherwise."""
+    def _objects(self, folder: str) -> Iterator[ObjectInfo]:
+        """Yield a page of names after the other; each is tried alone, or a long listing would never end."""
+        root = f"{self.prefix}/" if self.prefix else ""
+        below = f"{self.key(folder)}/" if folder else root
+        token = ""
 
         def read(s3: "S3Client") -> "ListObjectsV2OutputTypeDef":
             if token:
                 return s3.list_objects_v2(Bucket=self.bucket, Prefix=below, ContinuationToken=token)
             return s3.list_objects_v2(Bucket=self.bucket, Prefix=below)
 
-        return self._call(prefix, read)
+        while True:
+            page = self._call(folder, read)
+            found = (_info(entry, root) for entry in page.get("Contents", []))
+            # A name that ends in "/" is a console's marker of an empty folder.
+            yield from (info for info in found if not info.path.endswith("/"))
+            if not page["IsTruncated"]:
+                return
+            token = page["NextContinuationToken"]
 
     def _is_marked(self, s3: "S3Client", key: str, mark: str, conflict: ClientError) -> bool:
         """Say whether the object that stands in the way is our own write.

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from data.build import ShardingConfig, build_snapshot
+from data.build import build_snapshot
 from data.shard_write import write_shards_here
+from data.sharding_config import ShardingConfig
 from data.snapshot import snapshot_numbers
 from data.store import StoreError
 from data.temporary_folder import TemporaryFolderFullError
