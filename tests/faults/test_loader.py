@@ -97,7 +97,10 @@ def test_stalls_are_waited_for(
 ) -> None:
     store, snapshot = dataset
     cache = make_cache(tmp_path, cached=cached)
-    with spoilt_store(store, seed=4, rates={"stall": 0.05}, stall_s=stall_s) as (spoilt, proxy):
+    with spoilt_store(store, seed=4, script=["stall"], rates={"stall": 0.05}, stall_s=stall_s) as (
+        spoilt,
+        proxy,
+    ):
         assert epoch(spoilt, snapshot, cache) == expected
         assert proxy.injected["stall"] >= 1
 
