@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.arrow import Schema, Table
-from data.store import Store, StoreError
+from data.store import CorruptShardError, Store, StoreError
 from data.types import ShardInfo
 
 INDEX_SCHEMA: Schema = pa.schema(
@@ -85,11 +85,11 @@ def _content_name(content: bytes) -> str:
 
 
 def read_index(dataset: Store, shard: ShardInfo) -> Table:
-    """Return a shard's index (columns: `INDEX_SCHEMA`); `StoreError` if it is not the one written."""
+    """Return a shard's index (columns: `INDEX_SCHEMA`); `CorruptShardError` if it is not the one written."""
     content = dataset.get(shard.index_path)
     found = hashlib.sha256(content).hexdigest()
     if found != shard.index_sha256:
-        raise StoreError(
+        raise CorruptShardError(
             f"{dataset.uri}/{shard.index_path} is damaged: sha256 {found[:12]}..., "
             f"its snapshot says {shard.index_sha256[:12]}...; restore it or build the dataset again"
         )

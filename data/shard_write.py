@@ -3,7 +3,6 @@
 import hashlib
 import json
 import tarfile
-import tempfile
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from data.shard_index import INDEX_SCHEMA, parquet_bytes, read_index
 from data.shard_plan import ShardPlan
 from data.store import ObjectNotFoundError, Store, StoreError
 from data.tar_write import TarWriter
+from data.temporary_folder import temporary_folder
 from data.types import Record, Reject, Sample, ShardInfo
 from data.webdataset_key import escape_key
 
@@ -69,8 +69,8 @@ def write_shard(plan: ShardPlan, *, corpus: Store, dataset: Store, limits: Image
     class_index = {name: index for index, name in enumerate(plan.classes)}
     rows: list[dict[str, Any]] = []
     rejects: list[Reject] = []
-    with tempfile.TemporaryDirectory(prefix="shard-") as scratch, quiet_pillow():
-        tar_path = Path(scratch) / "shard.tar"
+    with temporary_folder("shard-") as scratch, quiet_pillow():
+        tar_path = scratch / "shard.tar"
         with TarWriter(tar_path) as tar:
             for record, outcome in _check_records(records, corpus, limits):
                 if isinstance(outcome, Reject):
@@ -111,8 +111,8 @@ def rewrite_shard(dataset: Store, shard: ShardInfo, split: str, drop: Collection
     if not kept:
         return None
     rows = {row["key"]: row for row in kept}
-    with tempfile.TemporaryDirectory(prefix="shard-") as scratch:
-        old_path, new_path = Path(scratch) / "old.tar", Path(scratch) / "new.tar"
+    with temporary_folder("shard-") as scratch:
+        old_path, new_path = scratch / "old.tar", scratch / "new.tar"
         dataset.download(shard.path, old_path)
         with tarfile.open(old_path) as old, TarWriter(new_path) as new:
             for member in old:

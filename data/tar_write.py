@@ -33,10 +33,11 @@ class TarWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Two empty blocks end a tar; readers expect whole records of 20 blocks.
-        end = self.size_bytes + 2 * _BLOCK_BYTES
-        self._write(bytes(2 * _BLOCK_BYTES + -end % _RECORD_BYTES))
-        self._file.close()
+        with self._file:
+            if kind is None:
+                # Two empty blocks end a tar; readers expect whole records of 20 blocks.
+                end = self.size_bytes + 2 * _BLOCK_BYTES
+                self._write(bytes(2 * _BLOCK_BYTES + -end % _RECORD_BYTES))
 
     @property
     def sha256(self) -> str:

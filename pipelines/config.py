@@ -23,6 +23,7 @@ from data.image_check import ImageLimits
 from data.order import OrderConfig
 from data.plain import with_tuples
 from data.sharding_config import LeakPolicy, NearPolicy, ShardingConfig
+from data.tar_reader import MissingShards
 from pipelines.mixture import SourceConfig, mixture_schedule
 from pipelines.promotion import GatePolicy
 
@@ -48,6 +49,9 @@ class PhaseConfig:
     stochastic_depth_rate: float = 0.0
     decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(image_size_px=224))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    missing_shards: MissingShards = "error"
+    """A train shard that is gone or damaged in the store: `error` stops; `skip` leaves its samples out, as
+    far as the budget of bad samples reaches."""
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def check(self, seed: int) -> None:
@@ -163,6 +167,9 @@ class Runtime:
     cache_dir: str = "/tmp/coatnet-cache"
     """Node-local folder for shards."""
     cache_size_bytes: int = 20 * 1024**3
+    max_store_wait_s: float = 300.0
+    """How long training and evaluation wait for an object store that is away before they stop. Ranks wait
+    600 s for one another."""
     checkpoint_every_steps: int = 200
     checkpointed_stages: tuple[int, ...] = ()
     """Model stages, counted from 0, that compute their activations again in the backward pass, for memory."""
@@ -176,6 +183,10 @@ class Runtime:
         for name in (*at_least_one, "prefetch_batches", "cache_size_bytes", "checkpoint_every_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"runtime.{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.max_store_wait_s < float("inf"):
+            raise InputError(
+                f"runtime.max_store_wait_s is {self.max_store_wait_s}; it must be 0 or more, finite"
+            )
         if self.max_failures < 0:
             raise InputError(f"runtime.max_failures is {self.max_failures}; it must not be negative")
         if not self.experiment.strip():
