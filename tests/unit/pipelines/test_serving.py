@@ -72,7 +72,8 @@ def test_bytes_path_and_uri_agree(classify: Callable[[list[object]], pd.DataFram
     uri = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
     rows = classify([png(), str(tmp_path / "cat.png"), uri, png("L"), png("P")])
     assert rows["label"].isin(["cat", "dog"]).all()
-    assert rows["score"][:4].nunique() == 1
+    # A convolution's sums may be cut otherwise for another row of the batch.
+    assert rows["score"][:4].tolist() == pytest.approx([rows["score"][0]] * 4, abs=1e-6)
     assert set(rows["probabilities"][0]) == {"cat", "dog"}
     assert len(classify([png()] * 130)) == 130
     assert classify([]).empty
