@@ -15,6 +15,8 @@ class ObjectInfo:
     size_bytes: int
     etag: str
     """The store's etag, or the modification time in ns for a folder."""
+    modified_s: float
+    """When it was last written, by the store's clock: seconds since 1970, in S3 whole ones."""
 
 
 class StoreError(OSError):

@@ -241,9 +241,16 @@ class S3Store:
 
 def _info(entry: "ObjectTypeDef", root: str) -> ObjectInfo:
     key, size_bytes, etag = entry.get("Key"), entry.get("Size"), entry.get("ETag")
+    modified = entry.get("LastModified")
     assert key is not None, "S3 lists every object with its key"
     assert size_bytes is not None, "S3 lists every object with its size"
-    return ObjectInfo(path=key.removeprefix(root), size_bytes=size_bytes, etag=(etag or "").strip('"'))
+    assert modified is not None, "S3 lists every object with its time"
+    return ObjectInfo(
+        path=key.removeprefix(root),
+        size_bytes=size_bytes,
+        etag=(etag or "").strip('"'),
+        modified_s=modified.timestamp(),
+    )
 
 
 def _status(error: ClientError) -> int:

@@ -14,11 +14,15 @@ import time
 from collections.abc import Sequence
 
 from data.errors import InputError
-from pipelines import shard_read_commands, shard_write_commands
+from pipelines import shard_life_commands, shard_read_commands, shard_write_commands
 from pipelines.config import parse_config, with_flags
 from pipelines.job import announce, run_main
 
-COMMANDS = {**shard_write_commands.COMMANDS, **shard_read_commands.COMMANDS}
+COMMANDS = {
+    **shard_write_commands.COMMANDS,
+    **shard_read_commands.COMMANDS,
+    **shard_life_commands.COMMANDS,
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,7 +40,9 @@ def main(argv: Sequence[str]) -> int:
         for option in argv[1:]
     ]
     config = parse_config(
-        command.config_type, with_flags(options, "--json", "--dry_run"), command.description
+        command.config_type,
+        with_flags(options, "--json", "--dry_run", "--undo", "--urls"),
+        command.description,
     )
     started_s = time.monotonic()
     outcome = command.run(config)
