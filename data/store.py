@@ -27,6 +27,14 @@ class ObjectNotFoundError(StoreError):
     """The object does not exist. The message names its full URI."""
 
 
+class RangeSource(Protocol):
+    """What can be read by ranges: every `Store`, and less than one."""
+
+    def get_range(self, path: str, start: int, size_bytes: int) -> bytes:
+        """Read part of an object."""
+        ...
+
+
 class Store(Protocol):
     """A prefix in an object store. Paths are relative to it. Implementations are picklable.
 
