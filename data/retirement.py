@@ -25,6 +25,10 @@ _STATES = ("retired", "restored", "collected")
 _NOT_LIVE = ("retired", "collected")
 
 
+class DamagedRetirementError(StoreError):
+    """An entry is there and cannot be read."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetirementRecord:
     """The last thing that happened to a snapshot's retirement."""
@@ -85,6 +89,18 @@ def check_live(dataset: Store, snapshot_id: str) -> None:
         f"snapshot {snapshot_id} of {dataset.uri} is retired ({record.reason}): take a live one, or bring it "
         f"back with pipelines/shard.py retire --undo --snapshot {snapshot_id}"
     )
+
+
+def damaged_entries(dataset: Store) -> list[str]:
+    """Return the paths of entries that cannot be read; older ones, too."""
+    damaged: list[str] = []
+    for info in dataset.list(_FOLDER):
+        _, snapshot_id, name = info.path.split("/")
+        try:
+            _read(dataset, snapshot_id, int(name.removesuffix(".json")))
+        except DamagedRetirementError:
+            damaged.append(info.path)
+    return damaged
 
 
 def retire_snapshot(dataset: Store, snapshot_id: str, reason: str) -> RetirementRecord:
@@ -149,7 +165,9 @@ def _read(dataset: Store, snapshot_id: str, number: int) -> RetirementRecord:
         values: Mapping[str, object] = json.loads(dataset.get(path))
         record = RetirementRecord(**values)  # pyright: ignore[reportArgumentType]
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise StoreError(f"{dataset.uri}/{path} is not a retirement record: {error!r}") from error
+        raise DamagedRetirementError(f"{dataset.uri}/{path} is not a retirement record: {error!r}") from error
     if (record.snapshot_id, record.number) != (snapshot_id, number) or record.state not in _STATES:
-        raise StoreError(f"{dataset.uri}/{path} is damaged: it speaks of another entry than its name")
+        raise DamagedRetirementError(
+            f"{dataset.uri}/{path} is damaged: it speaks of another entry than its name"
+        )
     return record

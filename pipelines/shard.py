@@ -14,12 +14,19 @@ import time
 from collections.abc import Sequence
 
 from data.errors import InputError
-from pipelines import shard_life_commands, shard_read_commands, shard_show_command, shard_write_commands
+from pipelines import (
+    shard_adopt_command,
+    shard_life_commands,
+    shard_read_commands,
+    shard_show_command,
+    shard_write_commands,
+)
 from pipelines.config import parse_config, with_flags
 from pipelines.job import announce, run_main
 
 COMMANDS = {
     **shard_write_commands.COMMANDS,
+    **shard_adopt_command.COMMANDS,
     **shard_show_command.COMMANDS,
     **shard_read_commands.COMMANDS,
     **shard_life_commands.COMMANDS,

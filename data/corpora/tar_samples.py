@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
+from data.corpora.class_folders import IMAGE_EXTENSIONS
 from data.corpora.range_reader import RangeReader
 from data.corpora.tar_scan import TarMember, TarSpan, iter_members, open_span
-from data.corpus import IMAGE_EXTENSIONS
 from data.errors import InputError
 from data.store import RangeSource
 
