@@ -53,7 +53,7 @@ class AdoptOptions:
     eval_tars: str = ""
     """Which of them, or which others, are for evaluation, as such a pattern."""
     split: SplitChoice = "auto"
-    """Of the other tars. auto: eval where a folder or a word of the path says test, val or eval, else train."""
+    """Of the other tars. auto: eval where a word of the path is test, val or eval, else train."""
     label: str = "cls"
     """Where a sample's label is: cls, the member of that name; or json:FIELD, a field of its .json."""
     image_extension: str = ""

@@ -155,7 +155,10 @@ def _finished_build(dataset: Store, record_path: str) -> Snapshot | None:
         return None
     if snapshot_id in retired_ids(dataset):
         return None
-    return load_snapshot(dataset, snapshot_id)
+    try:
+        return load_snapshot(dataset, snapshot_id)
+    except InputError:
+        return None  # it was removed since
 
 
 def _commit_root(dataset: Store, snapshot: Snapshot) -> Snapshot:

@@ -128,7 +128,7 @@ class _Standing:
     snapshots: Mapping[str, SnapshotHeader]
     """All, by id."""
     kept_ids: Collection[str]
-    """Live, leased, or retired too recently."""
+    """Live, leased, or retired too recently; and their ancestors."""
     kept_tips: Sequence[str]
     """Those of them that no other of them has as an ancestor: what they reach is all that is needed."""
     leases: Sequence[LeaseInfo]
@@ -159,7 +159,7 @@ def _stand(dataset: Store, grace_s: float) -> _Standing:
     return _Standing(
         now_s=now_s,
         snapshots=snapshots,
-        kept_ids=kept,
+        kept_ids=kept | ancestors,
         kept_tips=sorted(kept - ancestors),
         leases=leases,
         held_back=held_back,

@@ -73,7 +73,7 @@ def make_snapshot(
     parent: Snapshot | None,
     shards: Mapping[str, Sequence[ShardInfo]],
     *,
-    number: int,
+    number: int | None = None,
     **about: Any,
 ) -> Snapshot:
     """Return a snapshot that has `shards` (by split) after the parent's; its shard list is written.
@@ -82,7 +82,7 @@ def make_snapshot(
     """
     known = parent.splits if parent else {}
     return Snapshot(
-        number=number,
+        number=number or (parent.number + 1 if parent else 1),
         parent=parent.id if parent else None,
         shard_lists=extend_shard_lists(dataset, parent.shard_lists if parent else (), known, shards),
         splits={split: (*known.get(split, ()), *new) for split, new in shards.items()},
