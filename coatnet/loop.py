@@ -25,7 +25,7 @@ from coatnet.step import (
 from coatnet.train_config import RuntimeTrainConfig, TrainConfig
 from coatnet.worker import Worker
 from data.augment import AugmentedBatch
-from data.order import Cursor, OrderIdentity
+from data.cursor import Cursor, OrderIdentity
 from data.randomness import hash_key
 from data.types import Batch
 

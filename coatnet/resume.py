@@ -8,8 +8,8 @@ from torch import Tensor, distributed, nn
 from coatnet.checkpoint import Checkpoint, CheckpointStore
 from coatnet.step import TrainState
 from coatnet.worker import Worker
+from data.cursor import Cursor, OrderIdentity
 from data.errors import InputError
-from data.order import Cursor, OrderIdentity
 
 
 def capture(

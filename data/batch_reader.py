@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from data.decode import BadSampleError
 from data.errors import InputError
 from data.order import RankBatch
-from data.tar_reader import ShardReader
+from data.tar_reader import StoredImage
 from data.types import Batch
 
 Pixels = NDArray[np.uint8]
@@ -27,6 +28,14 @@ DecodeRow = Callable[[bytes, int, Pixels], None]
 
 _MIN_SHARE_ROWS = 8
 """Handing work to a thread costs about as much as decoding a tiny image."""
+
+
+class SampleReader(Protocol):
+    """`data.tar_reader.ShardReader`, or `data.sources.MixedReader` over several of them."""
+
+    def read(self, shard: int, row: int) -> StoredImage:
+        """Return one sample; for several threads at once."""
+        ...
 
 
 class TooManyBadSamplesError(InputError):
@@ -58,7 +67,7 @@ class BatchReader:
 
     def __init__(
         self,
-        reader: ShardReader,
+        reader: SampleReader,
         image_size_px: int,
         *,
         num_threads: int,

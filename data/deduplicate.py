@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from data.corpus_listing import CorpusListing
-from data.duplicates import Removal, SplitShard, count_labels, find_duplicates, read_indexes
+from data.duplicates import Removal, SplitShard, find_duplicates
 from data.shard_write import ShardResult, rewrite_shard
 from data.sharding_config import LeakPolicy
 from data.split import SPLITS
@@ -40,9 +40,9 @@ def deduplicate(
     results = list(results)
     written = [SplitShard(split=result.split, info=result.info) for result in results if result.info]
     parents = [SplitShard(split=split, info=info) for split, shards in known.items() for info in shards]
-    removals = find_duplicates(dataset, written, known=parents, leak_policy=leak_policy)
+    found = find_duplicates(dataset, written, known=parents, leak_policy=leak_policy)
     by_shard: defaultdict[str, set[str]] = defaultdict(set)
-    for removal in removals:
+    for removal in found.removals:
         by_shard[removal.shard_path].add(removal.name)
     shards: dict[str, list[ShardInfo]] = {split: [] for split in SPLITS}
     for shard in written:
@@ -50,14 +50,13 @@ def deduplicate(
         kept = rewrite_shard(dataset, shard.info, shard.split, dropped) if dropped else shard.info
         if kept:
             shards[shard.split].append(kept)
-    rejects = [reject for result in results for reject in result.rejects] + _put_aside(removals, listing)
-    indexes = read_indexes(dataset, written, ["labels"])
-    counts = count_labels((shard.split, table) for shard, table in zip(written, indexes, strict=True))
-    counts.subtract((removal.split, label) for removal in removals for label in removal.labels)
+    rejects = [reject for result in results for reject in result.rejects] + _put_aside(
+        found.removals, listing
+    )
     return Written(
-        shards={split: tuple(sorted(found, key=lambda s: s.path)) for split, found in shards.items()},
+        shards={split: tuple(sorted(kept, key=lambda s: s.path)) for split, kept in shards.items()},
         rejects=tuple(sorted(rejects, key=lambda reject: reject.key)),
-        label_counts=counts,
+        label_counts=found.label_counts,
     )
 
 

@@ -2,7 +2,7 @@
 
 import binascii
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -30,6 +30,7 @@ _PRINT_SCHEMA: Any = pa.schema(
 )
 _HEX_PER_PRINT = 32
 _NUM_READ_THREADS = 8
+_READ_AHEAD = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,16 @@ class Removal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What a look over the indexes found."""
+
+    removals: list[Removal]
+    """Sorted by name."""
+    label_counts: Counter[tuple[str, int]]
+    """Samples of the new shards that stay, by split and class index."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
     shard: int
     split: str
@@ -68,8 +79,8 @@ def find_duplicates(
     *,
     known: Sequence[SplitShard] = (),
     leak_policy: LeakPolicy,
-) -> list[Removal]:
-    """Return the samples of `new` to remove, sorted by name, so that no image bytes come twice.
+) -> Findings:
+    """Return the samples of `new` to remove so that no image bytes come twice.
 
     Within a split the lowest name stays; a sample that `known` has already goes. A sample whose
     twin in the other split is known goes as a leak. Of twins in both splits of `new` the one of the
@@ -79,7 +90,8 @@ def find_duplicates(
     images only: 24 bytes an image are sorted on disk.
     """
     shards = [*new, *known]
-    repeated = _repeated(_prints(dataset, shards), len(new))
+    prints, counts = _scan(dataset, shards, len(new))
+    repeated = _repeated(prints, len(new))
     removals: list[Removal] = []
     leaks: list[tuple[_Place, _Place]] = []
     for group in _places(dataset, shards, repeated):
@@ -88,27 +100,32 @@ def find_duplicates(
         leaks += leak
     if leaks and leak_policy == "error":
         _raise_leaks(leaks)
-    return sorted(removals, key=lambda removal: removal.name)
+    counts.subtract((removal.split, label) for removal in removals for label in removal.labels)
+    return Findings(removals=sorted(removals, key=lambda removal: removal.name), label_counts=counts)
 
 
-def read_indexes(dataset: Store, shards: Iterable[SplitShard], columns: Sequence[str]) -> Iterator[Table]:
+def read_indexes(dataset: Store, shards: Sequence[SplitShard], columns: Sequence[str]) -> Iterator[Table]:
     """Yield the shards' indexes in order, some ahead in threads."""
 
     def read(shard: SplitShard) -> Table:
         return read_index(dataset, shard.info).select(list(columns)).combine_chunks()
 
-    waiting = list(shards)
     with ThreadPoolExecutor(_NUM_READ_THREADS) as pool:
-        for first in range(0, len(waiting), _READ_AHEAD):
-            yield from pool.map(read, waiting[first : first + _READ_AHEAD])
+        for first in range(0, len(shards), _READ_AHEAD):
+            yield from pool.map(read, shards[first : first + _READ_AHEAD])
 
 
-_READ_AHEAD = 64
-
-
-def _prints(dataset: Store, shards: Sequence[SplitShard]) -> Spool:
+def _scan(
+    dataset: Store, shards: Sequence[SplitShard], num_new: int
+) -> tuple[Spool, Counter[tuple[str, int]]]:
+    """Return all images' prints, and how often the first `num_new` shards have each label."""
     spool = Spool(_PRINT_SCHEMA, ("high", "low", "shard", "row"))
-    for number, table in enumerate(read_indexes(dataset, shards, ["sha256"])):
+    counts: Counter[tuple[str, int]] = Counter()
+    for number, table in enumerate(read_indexes(dataset, shards, ["sha256", "labels"])):
+        if number < num_new:
+            times = np.bincount(table.column("labels").combine_chunks().flatten().to_numpy())
+            split = shards[number].split
+            counts.update({(split, label): int(times[label]) for label in np.flatnonzero(times).tolist()})
         prints = _first_bytes(table.column("sha256"))
         columns = [
             pa.array(prints[:, 0]),
@@ -117,7 +134,7 @@ def _prints(dataset: Store, shards: Sequence[SplitShard]) -> Spool:
             pa.array(np.arange(len(prints), dtype=np.int32)),
         ]
         spool.add(pa.RecordBatch.from_arrays(columns, schema=_PRINT_SCHEMA))
-    return spool
+    return spool, counts
 
 
 def _first_bytes(hex_strings: Any) -> NDArray[np.uint64]:
@@ -209,13 +226,3 @@ def _raise_leaks(leaks: list[tuple[_Place, _Place]]) -> None:
         f"{len(leaks)} images stand in both train and eval: {pairs}{more}; remove one of each pair, "
         "or set leak_policy to drop_train or drop_eval"
     )
-
-
-def count_labels(tables: Iterable[tuple[str, Table]]) -> Counter[tuple[str, int]]:
-    """Return samples by split and class index, of (split, index) pairs."""
-    counts: Counter[tuple[str, int]] = Counter()
-    for split, table in tables:
-        found = np.bincount(table.column("labels").combine_chunks().flatten().to_numpy())
-        for label in np.flatnonzero(found).tolist():
-            counts[split, label] += int(found[label])
-    return counts

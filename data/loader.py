@@ -5,18 +5,21 @@
 Shape letters: B batch, D draws per sample, H and W pixels, C channels (RGB).
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 
 from data.batch_reader import BatchReader, DecodeRow, Pixels, TooManyBadSamplesError
 from data.crop import DecodeConfig, draw_crops
+from data.cursor import OrderIdentity
 from data.decode import decode_eval, decode_train
 from data.errors import InputError
-from data.order import EpochOrder, EvalOrder, OrderConfig, OrderIdentity, RankBatch, lanes_of, steps_per_epoch
+from data.mixture import MixtureOrder
+from data.order import EpochOrder, EvalOrder, OrderConfig, RankBatch, lanes_of
 from data.shard_cache import ShardCache
 from data.snapshot import Snapshot
+from data.sources import MixedReader, Mixture, Source, shards_of
 from data.store import Store
 from data.tar_reader import ShardReader
-from data.types import Batch, ShardInfo
+from data.types import Batch
 
 __all__ = ["EvalLoader", "TooManyBadSamplesError", "TrainLoader"]
 
@@ -24,6 +27,7 @@ __all__ = ["EvalLoader", "TooManyBadSamplesError", "TrainLoader"]
 class TrainLoader:
     """The training batches of one rank: random crops in the design's order, resumable at any step.
 
+    With a mixture other snapshots' samples come in by weight: their keys are `SNAPSHOT ID:NAME`.
     Raises `InputError` where the split, the world size and the order do not fit together.
     """
 
@@ -41,18 +45,29 @@ class TrainLoader:
         num_threads: int = 2,
         prefetch_batches: int = 2,
         max_bad_samples: int = 100,
+        mixture: Mixture | None = None,
     ) -> None:
-        shards = _shards_of(snapshot, split)
-        self._shard_sizes = [shard.num_samples for shard in shards]
+        sources = (Source(store=store, snapshot=snapshot), *(mixture.sources if mixture else ()))
+        if mixture is not None:
+            mixture.check(snapshot)
+        self._sizes = [[shard.num_samples for shard in shards_of(s.snapshot, split)] for s in sources]
+        self._schedule = mixture.schedule if mixture else ()
         self._order, self._decode = order, decode
         self._rank, self._world_size = rank, world_size
         lanes_of(rank, world_size, order.num_lanes)  # Raises for a world size that does not fit.
-        self.num_samples = sum(self._shard_sizes)
-        self.steps_per_epoch = steps_per_epoch(self.num_samples, order)
-        self.num_left_out = self.num_samples - self.steps_per_epoch * order.global_batch_size
-        self.identity = OrderIdentity.of(order, snapshot_id=snapshot.id, split=split)
+        self.num_samples = sum(map(sum, self._sizes))
+        self.steps_per_epoch = self.epoch_order(0).steps_per_epoch
+        self.identity = OrderIdentity.of(
+            order,
+            snapshot_id=snapshot.id,
+            split=split,
+            mixture=mixture.snapshot_ids if mixture else (),
+            weights=self._schedule,
+        )
         self._batch_reader = BatchReader(
-            ShardReader(store, shards, cache),
+            MixedReader(sources, split, cache)
+            if mixture
+            else ShardReader(store, shards_of(snapshot, split), cache),
             decode.image_size_px,
             num_threads=num_threads,
             prefetch_batches=prefetch_batches,
@@ -64,11 +79,17 @@ class TrainLoader:
         """Keys of the samples that could not be decoded so far, on this rank."""
         return tuple(self._batch_reader.bad_keys)
 
+    def epoch_order(self, epoch: int) -> EpochOrder | MixtureOrder:
+        """Return which samples make up the batches of an epoch."""
+        if self._schedule:
+            return MixtureOrder(self._sizes, self._order, self._schedule, epoch)
+        return EpochOrder(self._sizes[0], self._order, epoch)
+
     def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch]:
         """Yield the epoch's batches from `start_step` on. Close the iterator to stop early."""
         if not 0 <= start_step <= self.steps_per_epoch:
             raise InputError(f"start_step is {start_step}; an epoch has {self.steps_per_epoch} steps.")
-        order = EpochOrder(self._shard_sizes, self._order, epoch)
+        order = self.epoch_order(epoch)
 
         def decoder_for(rows: RankBatch) -> DecodeRow:
             draws_BD = draw_crops(self._order.seed, epoch, rows.positions_B)
@@ -101,7 +122,7 @@ class EvalLoader:
         prefetch_batches: int = 2,
         max_bad_samples: int = 100,
     ) -> None:
-        shards = _shards_of(snapshot, split)
+        shards = shards_of(snapshot, split)
         self._decode = decode
         self._order = EvalOrder([shard.num_samples for shard in shards], batch_size, rank, world_size)
         self.num_samples = sum(shard.num_samples for shard in shards)
@@ -126,11 +147,3 @@ class EvalLoader:
             decode_eval(content, self._decode, out_HWC)
 
         return self._batch_reader.batches(0, range(self.num_steps), self._order.batch, lambda _: decode)
-
-
-def _shards_of(snapshot: Snapshot, split: str) -> Sequence[ShardInfo]:
-    if split not in snapshot.splits:
-        raise InputError(
-            f"snapshot {snapshot.id} has no split {split!r}; it has {', '.join(sorted(snapshot.splits))}."
-        )
-    return snapshot.splits[split]

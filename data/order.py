@@ -8,8 +8,8 @@ Global batches therefore never depend on the world size: a rank only owns some o
 Memory is O(shards + window); a step at random costs O(window). Shape letters: B rows of one rank.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,11 @@ class OrderConfig:
     num_lanes: int = 8
     """Parallel streams; the largest world size. Divides the global batch."""
     shuffle_window: int = 16384
-    """Samples shuffled together, over all lanes. Shards themselves are permuted every epoch."""
+    """Samples shuffled together, over all lanes; in a mixture, of each source. Shards themselves are
+    permuted every epoch. It takes 8 bytes a sample, and about window / (samples of a shard) + 2 * lanes
+    shards are open at a time. 16384 suits shards that are shuffled before they are cut, as ours are; shards
+    of one class each, as adopted ones may be, need as many samples as it takes to span the classes that a
+    batch should have (measured: docs/performance.md, "Shuffle quality")."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -101,15 +105,22 @@ class _ShardLine:
 
     def batch(self, positions_B: NDArray[np.int64], num_rows: int) -> RankBatch:
         shards_B, rows_B = self.locate(positions_B)
-        padding = num_rows - len(positions_B)
-        weights_B = np.ones(num_rows, dtype=np.float32)
-        weights_B[len(positions_B) :] = 0.0
-        return RankBatch(
-            shard_B=_pad(shards_B, padding),
-            row_B=_pad(rows_B, padding),
-            positions_B=_pad(positions_B, padding),
-            weights_B=weights_B,
-        )
+        return padded_batch(shards_B, rows_B, positions_B, num_rows)
+
+
+def padded_batch(
+    shards_B: NDArray[np.int64], rows_B: NDArray[np.int64], positions_B: NDArray[np.int64], num_rows: int
+) -> RankBatch:
+    """Return a batch of `num_rows`, of which the given ones come first with weight 1."""
+    padding = num_rows - len(positions_B)
+    weights_B = np.ones(num_rows, dtype=np.float32)
+    weights_B[len(positions_B) :] = 0.0
+    return RankBatch(
+        shard_B=_pad(shards_B, padding),
+        row_B=_pad(rows_B, padding),
+        positions_B=_pad(positions_B, padding),
+        weights_B=weights_B,
+    )
 
 
 def _pad(values_B: NDArray[np.int64], padding: int) -> NDArray[np.int64]:
@@ -144,17 +155,19 @@ class EpochOrder:
 
         Not for several threads at once. Raises `InputError` for a step, rank or world size out of range.
         """
-        if not 0 <= step < self.steps_per_epoch:
-            raise InputError(f"step is {step}; this epoch has steps 0 to {self.steps_per_epoch - 1}.")
+        check_step(step, self.steps_per_epoch)
+        b = self._config.lane_size
         lanes = lanes_of(rank, world_size, self._config.num_lanes)
-        positions_B = np.concatenate([self._lane_positions(lane, step) for lane in lanes])
-        most_lanes = -(-self._config.num_lanes // world_size)
-        return self._line.batch(positions_B, most_lanes * self._config.lane_size)
+        positions_B = np.concatenate([self._positions(lane, step * b, (step + 1) * b) for lane in lanes])
+        return self._line.batch(positions_B, rows_of_rank(self._config, world_size))
 
-    def _lane_positions(self, lane: int, step: int) -> NDArray[np.int64]:
-        """Return the b positions that a lane gives to a step; they may span several blocks."""
-        b, w = self._config.lane_size, self._config.block_size
-        first, end = step * b, (step + 1) * b
+    def lane_samples(self, lane: int, first: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return shards and rows of the samples that a lane gives as its number `first` to `end` - 1."""
+        return self._line.locate(self._positions(lane, first, end))
+
+    def _positions(self, lane: int, first: int, end: int) -> NDArray[np.int64]:
+        """Return positions in the line of shards; they may span several blocks."""
+        w = self._config.block_size
         pieces: list[NDArray[np.int64]] = []
         while first < end:
             block = first // w
@@ -173,6 +186,17 @@ class EpochOrder:
         order = keyed_permutation(hash_key(self._block_key, lane, block), size)
         self._blocks[lane] = (block, order)
         return order
+
+
+def check_step(step: int, num_steps: int) -> None:
+    """Raise `InputError` for a step that an epoch does not have."""
+    if not 0 <= step < num_steps:
+        raise InputError(f"step is {step}; this epoch has steps 0 to {num_steps - 1}.")
+
+
+def rows_of_rank(config: OrderConfig, world_size: int) -> int:
+    """Return the rows of every rank's batch: those of the rank with the most lanes."""
+    return -(-config.num_lanes // world_size) * config.lane_size
 
 
 def steps_per_epoch(num_samples: int, config: OrderConfig) -> int:
@@ -216,78 +240,3 @@ class EvalOrder:
         first = min(self._first + step * self._batch_size, self._end)
         end = min(first + self._batch_size, self._end)
         return self._line.batch(np.arange(first, end, dtype=np.int64), self._batch_size)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OrderIdentity:
-    """All that decides the order. Kept in every cursor; nothing about ranks or threads is in it."""
-
-    format_version: int
-    snapshot_id: str
-    """Holds the hash of the snapshot's content."""
-    split: str
-    global_batch_size: int
-    num_lanes: int
-    shuffle_window: int
-    seed: int
-
-    @classmethod
-    def of(cls, config: OrderConfig, *, snapshot_id: str, split: str) -> "OrderIdentity":
-        """Name the order of a configuration over a snapshot's split."""
-        return cls(format_version=FORMAT_VERSION, snapshot_id=snapshot_id, split=split, **asdict(config))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cursor:
-    """Where training stands: `step` is the next one to run in `epoch`. Part of every checkpoint."""
-
-    identity: OrderIdentity
-    epoch: int
-    step: int
-
-    def check(self, identity: OrderIdentity) -> None:
-        """Raise `InputError` naming each field in which the running order differs from the cursor's."""
-        pairs = [
-            (field.name, getattr(self.identity, field.name), getattr(identity, field.name))
-            for field in fields(OrderIdentity)
-        ]
-        differing = [f"{name} ({kept!r} kept, {now!r} now)" for name, kept, now in pairs if kept != now]
-        if differing:
-            raise InputError(
-                f"the checkpoint's data cursor belongs to another order: {', '.join(differing)}; "
-                "resume with the same values, or start a new run."
-            )
-
-    def after_step(self, steps_in_epoch: int) -> "Cursor":
-        """Return the cursor once the step it names has been done."""
-        if self.step + 1 < steps_in_epoch:
-            return Cursor(identity=self.identity, epoch=self.epoch, step=self.step + 1)
-        return Cursor(identity=self.identity, epoch=self.epoch + 1, step=0)
-
-    def to_dict(self) -> dict[str, object]:
-        """Return plain JSON values; `from_dict` reads them back."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, object]) -> "Cursor":
-        """Read a cursor; raises `InputError` naming what is missing, unknown or of the wrong type."""
-        identity = stored.get("identity")
-        if not isinstance(identity, Mapping):
-            raise InputError(f"the data cursor has no identity; found the keys {sorted(stored)}.")
-        _check_fields("cursor", stored, {"identity": Mapping, "epoch": int, "step": int})
-        types = {field.name: field.type for field in fields(OrderIdentity)}
-        _check_fields("cursor's identity", identity, types)
-        epoch, step = stored["epoch"], stored["step"]
-        assert isinstance(epoch, int)
-        assert isinstance(step, int)
-        return cls(identity=OrderIdentity(**identity), epoch=epoch, step=step)
-
-
-def _check_fields(what: str, found: Mapping[str, object], expected: Mapping[str, object]) -> None:
-    if set(found) != set(expected):
-        raise InputError(
-            f"the data {what} has the fields {sorted(found)}; this version reads {sorted(expected)}."
-        )
-    for name, kind in expected.items():
-        if isinstance(kind, type) and not isinstance(found[name], kind):
-            raise InputError(f"the data {what} has {name}={found[name]!r}; expected {kind.__name__}.")

@@ -152,6 +152,8 @@ def _fetch(record: Record, corpus: Store, limits: ImageLimits) -> bytes | Reject
     try:
         content = _read(record, corpus)
     except ObjectNotFoundError:
+        if record.offset is not None:  # what holds many images is gone: a fault, not so many bad samples
+            raise
         return _reject(record, "missing", "listed, but gone when it was read")
     if len(content) != record.size_bytes:
         # Not a reject: a read cut short looks the same, and a fault is never a bad sample.

@@ -1,13 +1,23 @@
 """What one snapshot has that another has not."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from data.shard_index import read_index
+import numpy as np
+import pyarrow as pa
+
+from data.arrow import Table, compute
+from data.duplicates import SplitShard, read_indexes
 from data.snapshot import Snapshot
+from data.spool import Spool
+from data.stable_hash import digest_rows
 from data.store import Store
-from data.types import ShardInfo
+
+_SAMPLE_SCHEMA: Any = pa.schema(
+    [("high", pa.uint64()), ("low", pa.uint64()), ("is_new", pa.bool_()), ("names", pa.list_(pa.string()))]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,18 +34,23 @@ class SnapshotDiff:
 def diff_snapshots(old: Snapshot, new: Snapshot, dataset: Store) -> SnapshotDiff:
     """Compare two snapshots of one dataset, sample by sample; shards that both have are not read.
 
-    A sample is its name in the corpus, the bytes of its image, and the names of its classes.
+    A sample is its name in the corpus, the bytes of its image, and the names of its classes. The others'
+    samples are sorted by a digest, on disk if they are many.
     """
     added: dict[str, dict[str, int]] = {}
     removed: dict[str, dict[str, int]] = {}
     num_shared = 0
     for split in sorted({*old.splits, *new.splits}):
-        before, after = set(old.splits.get(split, ())), set(new.splits.get(split, ()))
-        num_shared += len(before & after)
-        gone = _samples(before - after, old.classes, dataset)
-        come = _samples(after - before, new.classes, dataset)
-        added[split] = _by_class(come.items() - gone.items())
-        removed[split] = _by_class(gone.items() - come.items())
+        before, after = old.splits.get(split, ()), new.splits.get(split, ())
+        shared = set(before) & set(after)
+        num_shared += len(shared)
+        spool = Spool(_SAMPLE_SCHEMA, ("high", "low"))
+        for is_new, snapshot, shards in ((False, old, before), (True, new, after)):
+            unshared = [SplitShard(split=split, info=shard) for shard in shards if shard not in shared]
+            for batch in _samples(dataset, unshared, snapshot.classes, is_new):
+                spool.add(batch)
+        come, gone = _count_unmatched(spool)
+        added[split], removed[split] = dict(sorted(come.items())), dict(sorted(gone.items()))
     return SnapshotDiff(
         added=added,
         removed=removed,
@@ -44,19 +59,29 @@ def diff_snapshots(old: Snapshot, new: Snapshot, dataset: Store) -> SnapshotDiff
     )
 
 
-_Key = tuple[str, str]
-
-
 def _samples(
-    shards: Iterable[ShardInfo], classes: tuple[str, ...], dataset: Store
-) -> dict[_Key, tuple[str, ...]]:
-    """Return the class names of each (name, sha256)."""
-    found: dict[_Key, tuple[str, ...]] = {}
-    for shard in shards:
-        for row in read_index(dataset, shard).select(["name", "sha256", "labels"]).to_pylist():
-            found[row["name"], row["sha256"]] = tuple(classes[label] for label in row["labels"])
-    return found
+    dataset: Store, shards: Sequence[SplitShard], classes: Sequence[str], is_new: bool
+) -> Iterator[Table]:
+    known = pa.array(classes, pa.string())
+    for table in read_indexes(dataset, shards, ["name", "sha256", "labels"]):
+        labels = table.column("labels").combine_chunks()
+        offsets = np.concatenate([[0], np.cumsum(compute.list_value_length(labels).to_numpy())])
+        names = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), known.take(labels.flatten()))
+        high, low = digest_rows([table.column("name"), table.column("sha256"), names])
+        columns = [pa.array(high), pa.array(low), pa.array(np.full(len(high), is_new)), names]
+        yield pa.RecordBatch.from_arrays(columns, schema=_SAMPLE_SCHEMA)
 
 
-def _by_class(samples: Iterable[tuple[_Key, tuple[str, ...]]]) -> dict[str, int]:
-    return dict(sorted(Counter(name for _, names in samples for name in names).items()))
+def _count_unmatched(spool: Spool) -> tuple[Counter[str], Counter[str]]:
+    """Count by class the samples that are only among the new ones, and only among the old ones."""
+    counts = (Counter[str](), Counter[str]())
+    for part in spool.parts():
+        high, low = part.column("high").to_numpy(), part.column("low").to_numpy()
+        starts = np.concatenate([[True], (high[1:] != high[:-1]) | (low[1:] != low[:-1])])
+        is_alone = starts & np.concatenate([starts[1:], [True]])
+        is_new = part.column("is_new").to_numpy(zero_copy_only=False)
+        for wanted, count in zip((True, False), counts, strict=True):
+            names = part.filter(pa.array(is_alone & (is_new == wanted))).column("names").combine_chunks()
+            for entry in compute.value_counts(names.flatten()).to_pylist():
+                count[entry["values"]] += entry["counts"]
+    return counts

@@ -1,7 +1,5 @@
 """Sort more rows than fit in memory, by a hash: in memory while they are few, else by parts on disk."""
 
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.arrow import RecordBatch, Schema, Table, compute
+from data.scratch import write_scratch
 
 _MEMORY_BYTES = 64 * 2**20
 _NUM_PARTS = 512
@@ -17,10 +16,9 @@ _NUM_PARTS = 512
 class Spool:
     """Rows that come back in the order of `order_by`, of which the first column is a uint64 hash.
 
-    Past `memory_bytes` the rows go to files in the temporary folder (TMPDIR), each cut into `num_parts`
-    ranges of the hash; coming back, one range of all files is sorted at a time. So memory is bounded by
-    `memory_bytes` and by the rows of a range. The files are unlinked while they are open: whatever ends
-    the process, they leave nothing behind.
+    Past `memory_bytes` the rows go to scratch files, each cut into `num_parts` ranges of the hash; coming
+    back, one range of all files is sorted at a time. So memory is bounded by `memory_bytes` and by the
+    rows of a range.
     """
 
     def __init__(
@@ -40,7 +38,7 @@ class Spool:
         self.num_rows = 0
 
     def add(self, batch: RecordBatch) -> None:
-        """Take a batch of the schema. Raises `OSError` where the temporary folder is full."""
+        """Take a batch of the schema. Raises `InputError` where the temporary folder is full."""
         if not batch.num_rows:
             return
         self._waiting.append(batch)
@@ -82,15 +80,8 @@ class Spool:
         order = np.argsort(parts, kind="stable")
         bounds = np.searchsorted(parts[order], np.arange(self._num_parts + 1))
         (batch,) = table.take(order).combine_chunks().to_batches()
-        descriptor, path = tempfile.mkstemp(prefix="coatnet-spool-")
-        os.close(descriptor)
-        try:
-            with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, self._schema) as writer:
-                for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-                    writer.write_batch(batch.slice(start, end - start))
-            self._runs.append(pa.ipc.open_file(pa.OSFile(path, "rb")))
-        finally:
-            os.unlink(path)
+        ranges = zip(bounds[:-1].tolist(), np.diff(bounds).tolist(), strict=True)
+        self._runs.append(write_scratch(self._schema, (batch.slice(start, size) for start, size in ranges)))
         self._waiting, self._waiting_bytes = [], 0
 
 

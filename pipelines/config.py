@@ -16,11 +16,13 @@ from coatnet.config import ModelConfig
 from coatnet.train_config import TrainConfig
 from coatnet.variants import model_config
 from data.augment import AugmentConfig
+from data.corpora.options import CorpusFormat, CorpusOptions
 from data.decode import DecodeConfig
 from data.errors import InputError
 from data.order import OrderConfig
 from data.plain import with_tuples
 from data.sharding_config import ShardingConfig
+from pipelines.mixture import SourceConfig, mixture_schedule
 from pipelines.promotion import GatePolicy
 
 ConfigT = TypeVar("ConfigT")
@@ -38,7 +40,10 @@ class PhaseConfig:
     num_lanes: int = 8
     """Independent streams that a global batch is made of; at least the number of workers."""
     shuffle_window: int = 16384
-    """Samples that a shuffle window holds, over all lanes."""
+    """Samples shuffled together, over all lanes; many more for adopted shards that hold a class each, see
+    docs/performance.md, "Shuffle quality"."""
+    mixture: tuple[SourceConfig, ...] = ()
+    """Snapshots whose training images are mixed in by weight; their classes must be among the phase's."""
     stochastic_depth_rate: float = 0.0
     decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(image_size_px=224))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -46,6 +51,7 @@ class PhaseConfig:
 
     def check(self, seed: int) -> None:
         """Raise InputError for values that do not go together."""
+        mixture_schedule(self.mixture)
         order = self.order(seed)
         if self.augment.mixes and order.lane_size < 2:
             raise InputError(
@@ -175,8 +181,12 @@ class RunConfig:
     """One run of the pipeline."""
 
     corpus: str = "cifar10"
-    """Class folders of images, local or s3://, with or without train/ and test/ above them;
-    `cifar10` fetches the demo's photographs."""
+    """A path or s3://: class folders of images, with or without train/ and test/ above them; a .csv or
+    .parquet manifest of uri,label[,split]; Parquet with images, WebDataset's or ImageNet's tars, a file or
+    a folder of them. `cifar10` fetches the demo's photographs."""
+    corpus_format: CorpusFormat = "auto"
+    """By default what is there: a file's extension and columns, or a folder's first files."""
+    corpus_options: CorpusOptions = field(default_factory=CorpusOptions)
     recipe: Recipe = field(default_factory=Recipe)
     runtime: Runtime = field(default_factory=Runtime)
 
@@ -198,12 +208,16 @@ class RunConfig:
 def parse_run_config(argv: Sequence[str], description: str) -> RunConfig:
     """Read `--config FILE ...` and dotted overrides into a `RunConfig`.
 
-    The class lists of a config file belong to the corpus that the file names: with another
-    `--corpus`, every class folder is used unless the command line says otherwise.
+    The class lists of a config file, and what it says of the format, belong to the corpus that the file
+    names: with another `--corpus`, every class is used unless the command line says otherwise.
     """
     config = parse_config(RunConfig, argv, description)
     if not _is_given(argv, "--corpus"):
         return config
+    if not _is_given(argv, "--corpus_format"):
+        config = replace(config, corpus_format="auto")
+    if not any(argument.startswith("--corpus_options") for argument in argv):
+        config = replace(config, corpus_options=CorpusOptions())
     recipe = config.recipe
     for name in ("pretrain", "finetune"):
         phase: PhaseConfig = getattr(recipe, name)

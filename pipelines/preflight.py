@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data.corpus_listing import CorpusListing
 from data.errors import InputError
+from data.split import SPLITS
 from data.store import Store
 from infra.store import check_store, open_store
 from infra.tracking import check_tracking
@@ -34,6 +35,12 @@ def check_images(name: str, listing: CorpusListing, global_batch_size: int) -> N
     if len(listing.classes) < 2:
         raise InputError(
             f"{name} has the classes {list(listing.classes)}; a classifier needs at least two classes"
+        )
+    num_labels = sum(listing.counts[split, label] for split in SPLITS for label in listing.classes)
+    if num_labels > sum(listing.totals[split].num_images for split in SPLITS):
+        raise InputError(
+            f"{name} has images with several labels, and training takes one an image: leave one each (a "
+            "dataset of several can be made with shard.py), or set corpus_options.label_separator"
         )
     for label in listing.classes:
         if not listing.counts["train", label]:

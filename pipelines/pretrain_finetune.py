@@ -7,18 +7,20 @@ Every stage is kept under a fingerprint of what went into it: run the same comma
 finished stages are skipped, a stopped one goes on from its last checkpoint.
 """
 
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
 from urllib.parse import quote, urlsplit
 
-from data.errors import InputError
+from data.corpora.kept_listing import KeptListing
 from data.list_corpus import list_for_build
-from data.store import Store
+from data.listing import CorpusReader
 from infra.registry import VersionInfo
 from infra.store import open_store
 from pipelines.cifar10 import default_cache_dir, fetch_cifar10
 from pipelines.config import PhaseConfig, RunConfig, parse_run_config
+from pipelines.corpus import Corpus, CorpusPlace, open_corpus
+from pipelines.corpus_tasks import corpus_tasks
 from pipelines.job import announce, run_main
+from pipelines.mixture import check_mixture
 from pipelines.preflight import check_images, check_services
 from pipelines.review import VERDICT_TAG, check_champion_fits
 from pipelines.session import Session
@@ -28,7 +30,7 @@ from pipelines.stages import shard_stage
 
 def main(argv: list[str]) -> int:
     """Run the job; returns 0, raises InputError for what a user can mend."""
-    config = parse_run_config(argv, "Pretrain and finetune a CoAtNet on a folder of images.")
+    config = parse_run_config(argv, "Pretrain and finetune a CoAtNet on a corpus of images.")
     for line in run(config):
         announce(line)
     return 0
@@ -37,13 +39,15 @@ def main(argv: list[str]) -> int:
 def run(config: RunConfig) -> list[str]:
     """Build the stages, compute what is missing, decide about the new model; return a summary."""
     recipe, runtime = config.recipe, config.runtime
-    corpus = open_corpus(config.corpus)
-    tracking_uri = check_services(runtime, corpus)
+    corpus = open_run_corpus(config)
+    tracking_uri = check_services(runtime, corpus.origin)
     session = Session(recipe, runtime, tracking_uri, actor="pipelines/pretrain_finetune.py")
     phases = {"pretrain": recipe.pretrain, "finetune": recipe.finetune}
-    listings = {name: list_for_build(corpus, recipe.sharding(phase)) for name, phase in phases.items()}
+    listings = {name: list_for_build(corpus.source, recipe.sharding(phase)) for name, phase in phases.items()}
     for name, phase in phases.items():
+        classes = listings[name].classes
         check_images(name, listings[name], phase.global_batch_size)
+        check_mixture(name, phase.mixture, classes=classes, num_lanes=phase.num_lanes)
     check_champion_fits(session.registry.champion(runtime.model_name), listings["finetune"].classes)
     warn_about_new_augmentation(recipe.pretrain, recipe.finetune)
     session.connect()
@@ -58,23 +62,28 @@ def run(config: RunConfig) -> list[str]:
 
     key = evaluation.fingerprint
     with session.job(key=key, name=f"{recipe.model} {key}", parameters=asdict(config)):
-        records = [
-            session.materialize(stage)
-            for stage in (datasets["pretrain"], datasets["finetune"], pretrain, finetune, evaluation)
-        ]
+        for dataset in datasets.values():
+            session.materialize(dataset)
+        corpus.finish()
+        records = [session.materialize(stage) for stage in (pretrain, finetune, evaluation)]
         version = session.review(datasets["finetune"], finetune, evaluation, recipe.finetune.decode)
-    return [*summary(*records[2:], version=version), f"review       {version_page(tracking_uri, version)}"]
+    return [*summary(*records, version=version), f"review       {version_page(tracking_uri, version)}"]
 
 
-def open_corpus(corpus: str) -> Store:
-    """Open a folder or bucket of images; the name `cifar10` fetches the demo's photographs."""
-    if corpus == "cifar10":
-        return open_store(str(fetch_cifar10(default_cache_dir(), announce)))
-    if "://" not in corpus and not Path(corpus).expanduser().is_dir():
-        raise InputError(
-            f"corpus {corpus!r} is not a folder: give a folder of class folders, s3:// or cifar10"
-        )
-    return open_store(corpus)
+def open_run_corpus(config: RunConfig) -> Corpus:
+    """Open the corpus; the name `cifar10` fetches the demo's photographs."""
+    runtime = config.runtime
+    place = CorpusPlace(
+        staging=open_store(runtime.root).sub("staging"),
+        run=corpus_tasks(max_in_flight=runtime.shard_tasks_in_flight, announce=announce),
+    )
+    uri = config.corpus
+    if uri == "cifar10":
+        uri = str(fetch_cifar10(default_cache_dir(), announce))
+    corpus = open_corpus(uri, config.corpus_format, config.corpus_options, place)
+    if isinstance(corpus.source, CorpusReader):  # each phase lists it, and tars are read through for that
+        return replace(corpus, source=KeptListing(corpus.source))
+    return corpus
 
 
 def warn_about_new_augmentation(pretrain: PhaseConfig, finetune: PhaseConfig) -> None:

@@ -19,6 +19,7 @@ from infra.store import check_store, open_store
 from pipelines.augmented_sheet import augmented_sheet
 from pipelines.config import PhaseConfig, Recipe, Runtime, parse_config
 from pipelines.job import announce, run_main
+from pipelines.mixture import open_mixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,7 @@ def preview(config: PreviewConfig) -> bytes:
         rank=0,
         world_size=1,
         cache=None,
+        mixture=open_mixture(phase.mixture),
     )
     model = config.recipe.model_config(len(snapshot.classes))
     augment = Augment(

@@ -23,6 +23,7 @@ from infra.registry import VERDICT_TAG, VersionInfo
 from infra.store import open_store
 from pipelines.config import Recipe, Runtime, parse_config, with_flags
 from pipelines.job import announce, run_main
+from pipelines.mixture import check_mixture
 from pipelines.preflight import check_services
 from pipelines.review import DATASET_TAG, SNAPSHOT_TAG, champion_stage, finish_pending, required_tag
 from pipelines.session import Session
@@ -79,6 +80,8 @@ def retrain(session: Session, incoming: Store, parameters: Mapping[str, Any]) ->
         announce(f"retrain: nothing new since snapshot {snapshot.id} of champion version {champion.version}")
         return
     _check_evaluable(snapshot)
+    phase = session.recipe.finetune
+    check_mixture("finetune", phase.mixture, classes=snapshot.classes, num_lanes=phase.num_lanes)
     dataset = pinned_stage(DatasetRef.of(snapshot, champion.tags[DATASET_TAG]))
     parent = champion_stage(session.registry, champion)
     challenger = session.train("finetune", session.recipe.finetune, dataset, parent)

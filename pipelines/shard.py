@@ -17,6 +17,7 @@ from data.errors import InputError
 from pipelines import (
     shard_adopt_command,
     shard_life_commands,
+    shard_order_command,
     shard_read_commands,
     shard_show_command,
     shard_write_commands,
@@ -29,6 +30,7 @@ COMMANDS = {
     **shard_adopt_command.COMMANDS,
     **shard_show_command.COMMANDS,
     **shard_read_commands.COMMANDS,
+    **shard_order_command.COMMANDS,
     **shard_life_commands.COMMANDS,
 }
 

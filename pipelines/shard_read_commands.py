@@ -1,13 +1,10 @@
-"""`diff`, `verify` and `order` of `pipelines/shard.py`: they write nothing."""
+"""`diff` and `verify` of `pipelines/shard.py`: they write nothing."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 
 from data.errors import InputError
-from data.order import PADDING, EpochOrder, OrderConfig, RankBatch
-from data.shard_index import read_index
 from data.snapshot import load_snapshot
 from data.snapshot_diff import diff_snapshots
 from data.store import Store
@@ -26,8 +23,6 @@ from pipelines.shard_command import (
     split_names,
 )
 from pipelines.shard_tasks import ShardProgress
-
-_KEPT_INDEXES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,48 +53,6 @@ class VerifyConfig(ReadConfig):
     """Options of `verify`."""
 
     runtime: ShardRuntime = field(default_factory=ShardRuntime)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OrderShowConfig(ReadConfig):
-    """Options of `order`."""
-
-    seed: int = 0
-    """The recipe's."""
-    epoch: int = 0
-    """Counted from 0."""
-    world_size: int = 1
-    """Training processes."""
-    global_batch: int = 128
-    """Images a step over all ranks, as the phase's `global_batch_size`."""
-    num_lanes: int = 8
-    """As the phase's."""
-    shuffle_window: int = 16384
-    """As the phase's."""
-    from_step: int = 0
-    """The first step to print, counted from 0 in the epoch."""
-    num_steps: int | None = None
-    """How many to print; null: to the end of the epoch."""
-
-    def __post_init__(self) -> None:
-        ReadConfig.__post_init__(self)
-        if self.epoch < 0:
-            raise InputError(f"epoch is {self.epoch}; it must not be negative")
-        if not 1 <= self.world_size <= self.num_lanes:
-            raise InputError(f"world_size is {self.world_size}; it must be 1 to num_lanes = {self.num_lanes}")
-
-    @property
-    def order(self) -> OrderConfig:
-        """What decides the order."""
-        try:
-            return OrderConfig(
-                global_batch_size=self.global_batch,
-                num_lanes=self.num_lanes,
-                shuffle_window=self.shuffle_window,
-                seed=self.seed,
-            )
-        except InputError as error:
-            raise InputError(str(error).replace("global_batch_size", "global_batch")) from None
 
 
 def diff(config: DiffConfig) -> Outcome:
@@ -151,47 +104,6 @@ def _verify_shards(shards: Sequence[ShardInfo], dataset: Store, num_workers: int
     return [damage for damages in found for damage in damages]
 
 
-def order(config: OrderShowConfig) -> Outcome:
-    """Print, for each step of a training epoch, the images that each rank gets, as a line of JSON."""
-    dataset = open_to_read(config.dataset)
-    snapshot = load_snapshot(dataset, config.snapshot)
-    shards = snapshot.splits["train"]
-    epoch_order = EpochOrder([shard.num_samples for shard in shards], config.order, config.epoch)
-    steps = _steps(config, epoch_order.steps_per_epoch)
-
-    @lru_cache(maxsize=_KEPT_INDEXES)
-    def names(shard: int) -> list[str]:
-        return read_index(dataset, shards[shard]).column("name").to_pylist()
-
-    for step in steps:
-        batches = (epoch_order.batch(step, rank, config.world_size) for rank in range(config.world_size))
-        ranks = [[names(shard)[row] for shard, row in _samples(batch)] for batch in batches]
-        announce(json.dumps({"epoch": config.epoch, "step": step, "ranks": ranks}))
-    values = {
-        "snapshot": snapshot.id,
-        "epoch": config.epoch,
-        "steps_per_epoch": epoch_order.steps_per_epoch,
-        "left_out": epoch_order.num_left_out,
-        "steps": len(steps),
-    }
-    return Outcome(values=values)
-
-
-def _steps(config: OrderShowConfig, steps_per_epoch: int) -> range:
-    if not 0 <= config.from_step < steps_per_epoch:
-        raise InputError(f"from_step is {config.from_step}; the epoch has steps 0 to {steps_per_epoch - 1}")
-    if config.num_steps is not None and config.num_steps < 1:
-        raise InputError(f"num_steps is {config.num_steps}; give at least 1, or null for all")
-    end = steps_per_epoch if config.num_steps is None else config.from_step + config.num_steps
-    return range(config.from_step, min(end, steps_per_epoch))
-
-
-def _samples(batch: RankBatch) -> list[tuple[int, int]]:
-    """Return (shard, row) of what is not padding."""
-    pairs = zip(batch.shard_B.tolist(), batch.row_B.tolist(), strict=True)
-    return [(shard, row) for shard, row in pairs if shard != PADDING]
-
-
 COMMANDS = {
     "diff": Command(
         config_type=DiffConfig, run=diff, description="Say what a snapshot has that another has not."
@@ -200,10 +112,5 @@ COMMANDS = {
         config_type=VerifyConfig,
         run=verify,
         description="Read every object of a snapshot again; exit code 1 if one is not what was written.",
-    ),
-    "order": Command(
-        config_type=OrderShowConfig,
-        run=order,
-        description="Print which images each rank gets at each step of an epoch, a line of JSON a step.",
     ),
 }

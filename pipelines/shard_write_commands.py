@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from data.build import append_snapshot, build_snapshot, check_classes, plan_build
+from data.build import RunAll, append_snapshot, build_snapshot, check_classes, plan_build
+from data.corpora.options import CorpusFormat, CorpusOptions
 from data.corpus_listing import CorpusListing
 from data.errors import InputError
 from data.list_corpus import list_for_append, list_for_build
@@ -13,7 +14,9 @@ from data.sharding_config import ShardingConfig
 from data.snapshot import Snapshot, list_live_snapshots, load_snapshot
 from data.store import Store
 from infra.store import check_store, open_store
-from pipelines.job import announce
+from pipelines.corpus import Corpus, CorpusPlace, open_corpus
+from pipelines.corpus_tasks import corpus_tasks
+from pipelines.job import announce, connect_to_ray
 from pipelines.shard_command import (
     Command,
     Outcome,
@@ -32,7 +35,12 @@ class WriteConfig(ShardingConfig):
     """Options of `create` and `append`."""
 
     corpus: str = ""
-    """Class folders of images, a path or s3://, with or without train/ and test/ above them."""
+    """A path or s3://: class folders of images, with or without train/ and test/ above them; a .csv or
+    .parquet manifest of uri,label[,split]; Parquet with images, WebDataset's or ImageNet's tars, a file or
+    a folder of them."""
+    corpus_format: CorpusFormat = "auto"
+    """By default what is there: a file's extension and columns, or a folder's first files."""
+    corpus_options: CorpusOptions = field(default_factory=CorpusOptions)
     dataset: str = ""
     """Where the snapshots are: s3://bucket/path, file:///path or a path."""
     runtime: ShardRuntime = field(default_factory=ShardRuntime)
@@ -53,8 +61,9 @@ class WriteConfig(ShardingConfig):
 
 def create(config: WriteConfig) -> Outcome:
     """Shard a corpus into a first snapshot; the same corpus again gives the same one, without reading it."""
-    corpus, dataset, sharding = open_to_read(config.corpus), open_store(config.dataset), config.sharding
-    listing = list_for_build(corpus, sharding)
+    dataset, sharding = open_store(config.dataset), config.sharding
+    corpus = _open_corpus(config, dataset)
+    listing = list_for_build(corpus.source, sharding)
     announce(f"create: {describe_listing(listing)} in {corpus.uri}")
     if config.dry_run:
         shards = Counter(plan.split for plan in plan_build(listing, sharding))
@@ -62,18 +71,19 @@ def create(config: WriteConfig) -> Outcome:
         return Outcome(values={"dry_run": True, "images": listing.num_images, "shards": dict(shards)})
     check_store(dataset)
     _refuse_another_root(dataset, listing)
-    run_all = run_shard_tasks(
-        corpus, dataset, sharding, max_in_flight=config.runtime.num_workers, announce=announce
-    )
-    return _committed(build_snapshot(corpus, dataset, sharding, run_all, listing=listing), dataset.uri)
+    run_all = _run_all(config, corpus, dataset)
+    snapshot = build_snapshot(corpus.source, dataset, sharding, run_all, listing=listing)
+    corpus.finish()
+    return _committed(snapshot, dataset.uri)
 
 
 def append(config: WriteConfig) -> Outcome:
     """Append what no snapshot has seen to the newest one."""
-    corpus, dataset, sharding = open_to_read(config.corpus), open_to_read(config.dataset), config.sharding
+    dataset, sharding = open_to_read(config.dataset), config.sharding
+    corpus = _open_corpus(config, dataset)
     parent = load_snapshot(dataset, "HEAD")
     check_classes(sharding, parent)
-    listing = list_for_append(corpus, sharding)
+    listing = list_for_append(corpus.source, sharding)
     _refuse_unknown_classes(config, listing, parent)
     if config.dry_run:
         fresh = new_records(dataset, parent, listing)
@@ -81,14 +91,33 @@ def append(config: WriteConfig) -> Outcome:
         return Outcome(values={"dry_run": True, "parent": parent.id, "images": fresh.num_images})
     check_store(dataset)
     arrived = Arrivals()
-    write = run_shard_tasks(
-        corpus, dataset, sharding, max_in_flight=config.runtime.num_workers, announce=announce
-    )
-    appended = append_snapshot(parent, corpus, dataset, sharding, arrived.watch(write))
+    run_all = arrived.watch(_run_all(config, corpus, dataset))
+    appended = append_snapshot(parent, corpus.source, dataset, sharding, run_all)
+    corpus.finish()
     if appended is None:
         announce(f"append: {arrived.describe()} in {corpus.uri} since snapshot {parent.id}")
         return Outcome(values={**snapshot_values(parent), "appended": False, "rejects": arrived.reasons})
     return _committed(appended, dataset.uri)
+
+
+def _open_corpus(config: WriteConfig, dataset: Store) -> Corpus:
+    place = CorpusPlace(
+        staging=dataset.sub("staging"),
+        run=corpus_tasks(max_in_flight=config.runtime.num_workers, announce=announce),
+        is_dry_run=config.dry_run,
+    )
+    return open_corpus(config.corpus, config.corpus_format, config.corpus_options, place)
+
+
+def _run_all(config: WriteConfig, corpus: Corpus, dataset: Store) -> RunAll:
+    return run_shard_tasks(
+        corpus.images,
+        dataset,
+        config.sharding,
+        max_in_flight=config.runtime.num_workers,
+        announce=announce,
+        connect=corpus.before_reading(connect_to_ray),
+    )
 
 
 def _refuse_another_root(dataset: Store, listing: CorpusListing) -> None:

@@ -7,15 +7,19 @@ from typing import Any
 
 from coatnet.progress import Progress, format_progress
 from data.build import build_snapshot
+from data.class_runs import measure_class_runs
 from data.corpus_listing import CorpusListing
 from data.crop import DecodeConfig
 from data.sharding_config import ShardingConfig
-from data.snapshot import Snapshot
+from data.snapshot import Snapshot, load_snapshot
 from data.store import Store
 from infra.ray_runtime import run_workers
-from infra.tracking import RunRef
+from infra.tracking import RunRef, Tracker
 from pipelines.config import PhaseConfig, Recipe, Runtime
+from pipelines.corpus import Corpus
 from pipelines.eval_tasks import EvalPlan, evaluate_model
+from pipelines.job import connect_to_ray
+from pipelines.mixture import mixture_identity
 from pipelines.shard_tasks import run_shard_tasks
 from pipelines.stage import Stage, StageRecord, Workspace
 from pipelines.training import MODEL_FOLDER, TrainPlan, train_worker
@@ -55,16 +59,21 @@ class DatasetRef:
 
 
 def shard_stage(
-    corpus: Store, listing: CorpusListing, config: ShardingConfig, runtime: Runtime, announce: Announce
+    corpus: Corpus, listing: CorpusListing, config: ShardingConfig, runtime: Runtime, announce: Announce
 ) -> Stage:
     """Corpus -> the first snapshot of a dataset. The listing's digest stands for the images."""
 
     def run(workspace: Workspace) -> Mapping[str, Any]:
         dataset = workspace.store
         run_all = run_shard_tasks(
-            corpus, dataset, config, max_in_flight=runtime.shard_tasks_in_flight, announce=announce
+            corpus.images,
+            dataset,
+            config,
+            max_in_flight=runtime.shard_tasks_in_flight,
+            announce=announce,
+            connect=corpus.before_reading(connect_to_ray),
         )
-        snapshot = build_snapshot(corpus, dataset, config, run_all, listing=listing)
+        snapshot = build_snapshot(corpus.source, dataset, config, run_all, listing=listing)
         reference = DatasetRef.of(snapshot, workspace.stage.path)
         return {**reference.to_output(), "stats": {k: dict(v) for k, v in snapshot.stats.items()}}
 
@@ -103,7 +112,10 @@ def train_stage(
 
     def run(workspace: Workspace) -> Mapping[str, Any]:
         reference = DatasetRef.from_record(workspace.inputs[0])
+        _warn_of_sorted_shards(root.sub(reference.path), reference.snapshot_id, announce)
         start = workspace.inputs[1].output["model_path"] if initial is not None else None
+        run_ref = run_of(workspace)
+        _log_mixture(phase, run_ref)
         plan = TrainPlan(
             name=name,
             root_uri=root.uri,
@@ -115,7 +127,7 @@ def train_stage(
             phase=phase,
             seed=recipe.seed,
             runtime=runtime,
-            run=run_of(workspace),
+            run=run_ref,
         )
         result = run_workers(
             train_worker,
@@ -134,12 +146,29 @@ def train_stage(
         }
 
     # The phase names its classes and cap, but the dataset's fingerprint holds what they select.
-    phase_identity = replace(phase, classes=None, max_train_per_class=None)
-    identity: dict[str, Any] = {"phase": phase_identity, "seed": recipe.seed}
+    # A mixture is known by its snapshots' ids, wherever they are.
+    phase_identity = replace(phase, classes=None, max_train_per_class=None, mixture=())
+    identity: dict[str, Any] = {
+        "phase": phase_identity,
+        "seed": recipe.seed,
+        **mixture_identity(phase.mixture),
+    }
     if initial is None:
         identity["model"] = recipe.model_config(num_classes=1)
     inputs = (dataset,) if initial is None else (dataset, initial)
     return Stage(name=name, recipe_version=1, identity=identity, inputs=inputs, run=run)
+
+
+def _log_mixture(phase: PhaseConfig, run: RunRef | None) -> None:
+    """Log the snapshots that are mixed in as inputs of the stage's run, beside its own."""
+    if run is None or not phase.mixture:
+        return
+    tracker = Tracker(run)
+    for source in phase.mixture:
+        tracker.log_dataset(
+            snapshot_id=source.snapshot, name=source.dataset, uri=source.dataset, context="training"
+        )
+    tracker.close()
 
 
 def evaluate_stage(
@@ -175,6 +204,13 @@ def evaluate_stage(
         inputs=(dataset, model),
         run=run,
     )
+
+
+def _warn_of_sorted_shards(dataset: Store, snapshot_id: str, announce: Announce) -> None:
+    """Say so where adopted shards were not shuffled; of shards of ours nothing is read."""
+    runs = measure_class_runs(dataset, load_snapshot(dataset, snapshot_id).splits["train"])
+    if runs.is_sorted:
+        announce(runs.warning)
 
 
 def _show(announce: Announce, progress: Progress) -> None:

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from coatnet.activation_checkpointing import checkpoint_stages
 from coatnet.checkpoint import CheckpointStore
 from coatnet.config import ModelConfig
 from coatnet.interop import load_for_finetune, save_model
-from coatnet.loop import train
+from coatnet.loop import Log, train
 from coatnet.model import CoAtNet
 from coatnet.train_config import RuntimeTrainConfig
 from coatnet.worker import Worker
 from data.augment import Augment
 from data.batch_audit import AuditedAugment
 from data.loader import EvalLoader, TrainLoader
+from data.mixture import MixtureOrder
 from data.normalize import normalize
 from data.randomness import hash_key
 from data.shard_cache import ShardCache
@@ -30,6 +31,7 @@ from infra.tracking import RunRef, Tracker
 from infra.transfer import download_folder, upload_folder
 from pipelines.augmented_sheet import augmented_sheet
 from pipelines.config import PhaseConfig, Runtime
+from pipelines.mixture import open_mixture
 
 MODEL_FOLDER = "model"
 CHECKPOINT_FOLDER = "checkpoints"
@@ -75,6 +77,7 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
     )
     tracker = Tracker(plan.run) if worker.rank == 0 and plan.run else None
     if tracker is not None:
+        tracker.log_metrics(0, {"data/left_out_per_epoch": float(loader.epoch_order(0).num_left_out)})
         lane_size = plan.phase.order(plan.seed).lane_size
         sheet = augmented_sheet(loader, augment, model.config, lane_size=lane_size, num_images=_SHEET_IMAGES)
         tracker.log_bytes("augmented_samples.png", sheet)
@@ -95,7 +98,7 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
             # A killed run takes its queue along: what a checkpoint has behind it is on the server first.
             before_upload=partial(tracker.flush, _FLUSH_TIMEOUT_S) if tracker is not None else None,
         ),
-        log=tracker.log_metrics if tracker is not None else _log_nothing,
+        log=_log_nothing if tracker is None else _with_source_epochs(tracker.log_metrics, loader),
     )
     if worker.rank == 0:
         _save_weights(stage, model, result.weights)
@@ -108,6 +111,23 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "bad_samples": list(loader.bad_keys),
     }
+
+
+def _with_source_epochs(log: Log, loader: TrainLoader) -> Log:
+    """Log with each step how often each snapshot of a mixture has been gone through."""
+    if not loader.identity.mixture:
+        return log
+    ids = (loader.identity.snapshot_id, *loader.identity.mixture)
+    order_of = lru_cache(maxsize=1)(loader.epoch_order)
+
+    def log_all(step: int, values: Mapping[str, float]) -> None:
+        order = order_of(step // loader.steps_per_epoch)
+        assert isinstance(order, MixtureOrder)
+        passes = order.source_epochs(step % loader.steps_per_epoch)
+        named = {f"data/epochs_of/{name}": done for name, done in zip(ids, passes, strict=True)}
+        log(step, {**values, **named})
+
+    return log_all
 
 
 def _audited(augment: Augment, plan: TrainPlan, rank: int) -> Augment | AuditedAugment:
@@ -144,6 +164,7 @@ def make_train_loader(worker: Worker, plan: TrainPlan, dataset: Store, snapshot:
         cache=_cache(plan.runtime),
         num_threads=plan.runtime.decode_threads,
         prefetch_batches=plan.runtime.prefetch_batches,
+        mixture=open_mixture(plan.phase.mixture),
     )
 
 

@@ -1,6 +1,7 @@
 """A small real dataset for the reader's tests: PNG and JPEG pictures, sharded by our own writer."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,21 @@ def encode(pixels_HWC: NDArray[np.uint8], extension: str, **options: object) -> 
 
 
 def small_dataset(
-    folder: Path, *, num_train: int = 60, num_eval: int = 11, shard_size_bytes: int = 12_000
+    folder: Path,
+    *,
+    num_train: int = 60,
+    num_eval: int = 11,
+    shard_size_bytes: int = 12_000,
+    classes: Sequence[str] = "ab",
+    first_seed: int = 0,
 ) -> tuple[FolderStore, Snapshot]:
-    """Write pictures in two classes, every third a JPEG, and shard them into several tars."""
+    """Write pictures of some classes, every third a JPEG, and shard them into several tars."""
     corpus, dataset = FolderStore(root=folder / "corpus"), FolderStore(root=folder / "dataset")
-    for split, count, first in (("train", num_train, 0), ("test", num_eval, 10_000)):
+    for split, count, first in (("train", num_train, first_seed), ("test", num_eval, first_seed + 10_000)):
         for index in range(count):
             extension = "jpg" if index % 3 == 0 else "png"
             content = encode(picture(24 + index % 9, 24 + index % 7, first + index), extension)
-            corpus.put(f"{split}/{'ab'[index % 2]}/{index:04d}.{extension}", content)
+            corpus.put(f"{split}/{classes[index % len(classes)]}/{index:04d}.{extension}", content)
     config = ShardingConfig(shard_size_bytes=shard_size_bytes)
     run_all = write_shards_here(corpus, dataset, config.limits)
     return dataset, build_snapshot(corpus, dataset, config, run_all)

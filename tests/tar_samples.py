@@ -34,6 +34,4 @@ def entry(name: str, kind: bytes, **values: Any) -> tuple[tarfile.TarInfo, bytes
 
 def span_of(store: Store, path: str) -> TarSpan:
     (info,) = [info for info in store.list() if info.path == path]
-    return TarSpan(
-        path=path, object_size_bytes=info.size_bytes, etag=info.etag, name=path, size_bytes=info.size_bytes
-    )
+    return TarSpan.of(info)

@@ -15,8 +15,9 @@ from coatnet.loop import TrainResult, train
 from coatnet.train_config import RuntimeTrainConfig, TrainConfig
 from coatnet.worker import LocalWorker, Worker
 from data.augment import Augment, AugmentConfig
+from data.cursor import OrderIdentity
 from data.normalize import normalize
-from data.order import EpochOrder, EvalOrder, OrderConfig, OrderIdentity, RankBatch
+from data.order import EpochOrder, EvalOrder, OrderConfig, RankBatch
 from data.types import Batch
 from infra.folder_store import FolderStore
 

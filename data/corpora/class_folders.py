@@ -60,7 +60,7 @@ class ClassFolderReader:
         has_splits = _has_split_folders(self.uri, tree)
         if not self.allow_empty:
             self._refuse_empty_folders(tree, has_splits)
-        for batch in found.drain():
+        for batch in found:
             yield _labelled(batch, has_splits, self.uri)
 
     def _refuse_empty_folders(self, tree: "_Tree", has_splits: bool) -> None:
@@ -81,7 +81,7 @@ class _Tree:
     """Parts of every visible folder down to two levels, also of those without an image."""
     filled: set[tuple[str, ...]] = field(default_factory=set[tuple[str, ...]])
     """Those with an image in or below them."""
-    has_image_beside_folders: set[str] = field(default_factory=set[str])
+    holding_images: set[str] = field(default_factory=set[str])
     """Top folders that hold an image themselves."""
     num_objects: int = 0
     num_images: int = 0
@@ -99,7 +99,7 @@ class _Tree:
                 continue
             self.filled |= above
             if len(parents) == 1:
-                self.has_image_beside_folders.add(parents[0])
+                self.holding_images.add(parents[0])
             self.num_images += 1
             yield info
 
@@ -129,7 +129,7 @@ def _has_split_folders(uri: str, tree: _Tree) -> bool:
     others = sorted(tops - splits)
     if not others:
         return True
-    if splits & tree.has_image_beside_folders:
+    if splits & tree.holding_images:
         return False
     raise InputError(
         f"folder {others[0]!r} stands beside {sorted(splits)[0]!r} in {uri}: at the top, either all "

@@ -3,18 +3,16 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyarrow as pa
 
+from data.arrow import Table
 from data.corpora.class_folders import IMAGE_EXTENSIONS
 from data.corpora.range_reader import RangeReader
 from data.corpora.tar_scan import TarMember, TarSpan, iter_members, open_span
 from data.errors import InputError
 from data.store import RangeSource
-
-# pyarrow ships no types: this name says what is meant, checkers see Any.
-Table: TypeAlias = Any
 
 SAMPLE_SCHEMA: Any = pa.schema(
     [

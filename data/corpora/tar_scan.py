@@ -6,12 +6,12 @@ would leave the folder the tar is unpacked in, is refused.
 
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, NoReturn
 
 from data.corpora.range_reader import RangeReader
 from data.errors import InputError
-from data.store import RangeSource
+from data.store import ObjectInfo, RangeSource
 
 _BLOCK_BYTES = 512
 _MAX_EXTENDED_HEADER_BYTES = 1 << 20
@@ -44,6 +44,19 @@ class TarSpan:
     """Where the tar begins in the object."""
     size_bytes: int
     """Of the tar."""
+
+    @staticmethod
+    def of(info: ObjectInfo) -> "TarSpan":
+        """Return an object that is a tar."""
+        return TarSpan(
+            path=info.path, object_size_bytes=info.size_bytes, etag=info.etag,
+            name=info.path, size_bytes=info.size_bytes,
+        )  # fmt: skip
+
+    def inside(self, member: "TarMember") -> "TarSpan":
+        """Return a member of this tar that is a tar."""
+        name = f"{self.name}/{member.name}"
+        return replace(self, name=name, offset=member.offset, size_bytes=member.size_bytes)
 
 
 class TarMember(NamedTuple):

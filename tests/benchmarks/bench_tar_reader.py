@@ -1,7 +1,9 @@
 """Our reader and decoder against stock webdataset, on the same tars, one thread, warm page cache.
 
 The tars are written by the product's own sharding. Ours reads by index and checks each image's crc32c;
-webdataset reads the tar front to back and checks nothing. Every timed call is a whole pass that opens
+webdataset reads the tar front to back and checks nothing. Two rows take the reader apart: the index and
+`pread` alone, without checksums, which the product never does; and no index at all, by the headers, as
+adopting and resharding foreign tars do. Every timed call is a whole pass that opens
 the tars (and ours the indexes) anew. Equal bytes, labels and pixels are asserted first.
 """
 
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
+from data.corpora.tar_scan import TarSpan, iter_members, open_span
 from numpy.typing import NDArray
 from PIL import Image
 from webdataset.compat import WebDataset
@@ -21,6 +24,8 @@ from webdataset.compat import WebDataset
 from data.crop import DecodeConfig, draw_crops, random_resized_box
 from data.decode import decode_eval, decode_train
 from data.shard_cache import ShardCache
+from data.shard_index import read_index
+from data.store import ObjectInfo
 from data.tar_reader import ShardReader, StoredImage
 from data.types import ShardInfo
 from infra.folder_store import FolderStore
@@ -58,6 +63,33 @@ class Dataset:
             for row in range(shard.num_samples):
                 yield reader.read(number, row)
 
+    def read_unchecked(self) -> Iterator[bytes]:
+        """Read by index, without a look at the bytes."""
+        for shard in self.shards:
+            index = read_index(self.store, shard)
+            file = self.cache.open(self.store, shard)
+            assert file is not None
+            for offset, size_bytes in zip(
+                index.column("offset").to_pylist(), index.column("size").to_pylist(), strict=True
+            ):
+                yield file.read(offset, size_bytes)
+
+    def read_without_index(self) -> Iterator[dict[str, bytes]]:
+        """Read every member, front to back, and group them into samples as webdataset does."""
+        for shard in self.shards:
+            info = ObjectInfo(path=shard.path, size_bytes=shard.size_bytes, etag="")
+            span = TarSpan.of(info)
+            reader = open_span(self.store, span)
+            key, sample = "", dict[str, bytes]()
+            for name, offset, size_bytes in iter_members(reader, span):
+                member_key, _, extension = name.partition(".")
+                if member_key != key:
+                    if sample:
+                        yield sample
+                    key, sample = member_key, {}
+                sample[extension] = reader.read(offset, size_bytes)
+            yield sample
+
     def read_peer(self) -> Any:  # webdataset's own types stop at its decorators.
         """Return stock webdataset over the same tars, local files without a pipe."""
         paths = [str(self.store.root / shard.path) for shard in self.shards]
@@ -80,7 +112,12 @@ def main() -> None:
         jpeg = _dataset(Path(scratch) / "jpeg", jpegs, "jpg")
         for name, dataset in ((f"PNG {_PNG_SIZE_PX} px", png), (f"JPEG {JPEG_SIZE_PX} px", jpeg)):
             check_same_bytes(dataset)
-            _compare(session, f"read, {name}", dataset, read_all_ours, read_all_peer, repeats=9)
+            for how, ours in (
+                ("index, crc32c on every sample", read_all_ours),
+                ("index, no checksum", read_all_unchecked),
+                ("no index", read_all_without_index),
+            ):
+                _compare(session, f"read, {how}, {name}", dataset, ours, read_all_peer, repeats=9)
         for name, dataset, size_px in (
             (f"read + decode, PNG {_PNG_SIZE_PX} px", png, _PNG_SIZE_PX),
             (f"read + decode, JPEG {JPEG_SIZE_PX} px", jpeg, JPEG_SIZE_PX),
@@ -126,6 +163,14 @@ def _compare(
 
 def read_all_ours(dataset: Dataset) -> int:
     return sum(len(stored.image_bytes) for stored in dataset.read_ours())
+
+
+def read_all_unchecked(dataset: Dataset) -> int:
+    return sum(len(image_bytes) for image_bytes in dataset.read_unchecked())
+
+
+def read_all_without_index(dataset: Dataset) -> int:
+    return sum(len(sample[dataset.extension]) for sample in dataset.read_without_index())
 
 
 def read_all_peer(dataset: Dataset) -> int:
@@ -187,8 +232,13 @@ def crop_all_peer(dataset: Dataset) -> Pixels:
 def check_same_bytes(dataset: Dataset) -> None:
     """Assert that both sides see the same samples in the same order: bytes and labels."""
     samples = 0
-    for stored, sample in zip(dataset.read_ours(), dataset.read_peer(), strict=True):
+    all_ways = (
+        dataset.read_ours(), dataset.read_unchecked(), dataset.read_without_index(), dataset.read_peer()
+    )  # fmt: skip
+    for stored, unchecked, scanned, sample in zip(*all_ways, strict=True):
         assert stored.image_bytes == sample[dataset.extension], f"bytes differ: {stored.name}"
+        assert unchecked == scanned[dataset.extension] == stored.image_bytes, f"bytes differ: {stored.name}"
+        assert scanned["cls"] == sample["cls"], f"labels differ: {stored.name}"
         assert stored.label == int(sample["cls"]), f"labels differ: {stored.name}"
         samples += 1
     assert samples == dataset.num_samples > len(CLASSES)

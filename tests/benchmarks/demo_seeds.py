@@ -18,7 +18,7 @@ from data.list_corpus import list_for_build
 from pipelines.config import PhaseConfig, parse_run_config
 from pipelines.job import announce
 from pipelines.preflight import check_services
-from pipelines.pretrain_finetune import open_corpus
+from pipelines.pretrain_finetune import open_run_corpus
 from pipelines.session import Session
 from pipelines.stage import Stage
 from pipelines.stages import shard_stage
@@ -54,13 +54,13 @@ def measure(seed: int) -> dict[str, Any]:
     """Train the demo and its control with one seed; return top-1 on the official test images."""
     config = parse_run_config([*_OPTIONS, "--recipe.seed", str(seed)], "The demo.")
     recipe, runtime = config.recipe, config.runtime
-    corpus = open_corpus(config.corpus)
-    session = Session(recipe, runtime, check_services(runtime, corpus), actor="demo_seeds")
+    corpus = open_run_corpus(config)
+    session = Session(recipe, runtime, check_services(runtime, corpus.origin), actor="demo_seeds")
     session.connect()
 
     def shard(phase: PhaseConfig) -> Stage:
         sharding = recipe.sharding(phase)
-        return shard_stage(corpus, list_for_build(corpus, sharding), sharding, runtime, announce)
+        return shard_stage(corpus, list_for_build(corpus.source, sharding), sharding, runtime, announce)
 
     animals, vehicles = shard(recipe.pretrain), shard(recipe.finetune)
     pretrained = session.train("pretrain", recipe.pretrain, animals, None)

@@ -3,7 +3,7 @@
 import gc
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 _MIN_TIMED_S = 0.2
@@ -42,6 +42,23 @@ def side_by_side(
         for call, seconds in turn if repeat % 2 == 0 else reversed(turn):
             seconds.append(_stretch(call, num_calls, clock) / num_calls)
     return timings
+
+
+def in_turn(calls: Mapping[str, Callable[[], float]], *, repeats: int) -> dict[str, list[float]]:
+    """Run calls that tell their own seconds, round by round, every other round backwards.
+
+    One round before warms up, and is not counted.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}; it must be at least 1")
+    for call in calls.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(repeats):
+        names = list(calls) if repeat % 2 == 0 else list(reversed(calls))
+        for name in names:
+            seconds[name].append(calls[name]())
+    return seconds
 
 
 def _warm_up(call: Callable[[], object], min_timed_s: float, clock: Callable[[], float]) -> float:

@@ -36,13 +36,15 @@ def upscaled_jpeg(png: Path) -> bytes:
     return buffer.getvalue()
 
 
-def make_dataset(folder: Path, files: dict[str, bytes]) -> tuple[FolderStore, tuple[ShardInfo, ...]]:
+def make_dataset(
+    folder: Path, files: dict[str, bytes], *, shard_size_bytes: int = 64 * 2**20
+) -> tuple[FolderStore, tuple[ShardInfo, ...]]:
     """Shard files by the product's own writer; return the dataset's store and its train shards."""
     corpus, dataset = FolderStore(root=folder / "corpus"), FolderStore(root=folder / "dataset")
     for path, content in files.items():
         target = folder / "corpus" / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
-    config = ShardingConfig(eval_fraction=0.0)
+    config = ShardingConfig(eval_fraction=0.0, shard_size_bytes=shard_size_bytes)
     snapshot = build_snapshot(corpus, dataset, config, write_shards_here(corpus, dataset, config.limits))
     return dataset, snapshot.splits["train"]

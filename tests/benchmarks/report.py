@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.benchmarks.measure import Timings
 
-_RATES = frozenset({"images/s", "samples/s"})
+_RATES = frozenset({"images/s", "samples/s", "bits"})
 """Units of which more is better."""
 _COSTS = frozenset({"ms", "s", "MB"})
 """Units of which less is better."""

@@ -1,4 +1,4 @@
-"""Run the benchmarks, each in an environment of its own with the peers at pinned versions.
+"""Run the benchmarks, in environments of their own with the peers at pinned versions.
 
     python -m tests.benchmarks.run                # all
     python -m tests.benchmarks.run bench_model    # one; what `make bench ONLY=bench_model` does
@@ -24,7 +24,17 @@ from tests.benchmarks.report import format_table, read_rows
 from tests.benchmarks.venvs import BenchmarkError, ensure_venv
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-BENCHMARKS = ("bench_model", "bench_tar_reader", "bench_augment")
+BENCHMARKS = {
+    "bench_model": ("peers",),
+    "bench_tar_reader": ("bench_tar_reader",),
+    "bench_augment": ("bench_augment",),
+    "bench_order": ("peers",),
+    "bench_shuffle": ("peers",),
+    "bench_shard": ("peers", "img2dataset"),
+    "bench_loader": ("peers",),
+    "bench_scale": ("bench_scale",),
+}
+"""The environments of each, named as their requirements; it runs in the first."""
 _TIMEOUT_S = 1800
 """`bench_model`, which compiles, takes the longest: about ten minutes on two idle cores."""
 # Read by OpenMP, MKL and OpenBLAS when they are loaded, so before Python starts.
@@ -63,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     failures = 0
-    for name in options.names or BENCHMARKS:
+    for name in options.names or list(BENCHMARKS):
         try:
             run_one(name, options.out.resolve(), options.threads, options.torch_index)
         except BenchmarkError as error:
@@ -82,8 +92,11 @@ def run_one(name: str, out: Path, threads: int, torch_index: str | None = None) 
     # Results of an earlier run must not pass for those of a run that failed.
     for stale in (results, results.with_suffix(".env.json"), log):
         stale.unlink(missing_ok=True)
-    requirements = Path(__file__).parent / "requirements" / f"{name}.txt"
-    python = ensure_venv(out / "venvs" / name, requirements, log, announce, torch_index)
+    requirements = Path(__file__).parent / "requirements"
+    python, *_ = [
+        ensure_venv(out / "venvs" / venv, requirements / f"{venv}.txt", log, announce, torch_index)
+        for venv in BENCHMARKS[name]
+    ]
     command = [
         str(python),
         "-m",

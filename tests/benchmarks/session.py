@@ -68,7 +68,11 @@ class Session:
         clock: Callable[[], float] = time.perf_counter,
     ) -> Row:
         """Time two calls that each handle `num_items`, and add the row."""
-        timings: Timings = side_by_side(ours, peer, repeats=repeats, clock=clock)
+        timings = side_by_side(ours, peer, repeats=repeats, clock=clock)
+        return self.add(row, timings, num_items=num_items, unit=unit, peer_version=peer_version)
+
+    def add(self, row: str, timings: Timings, *, num_items: int, unit: str, peer_version: str) -> Row:
+        """Add the row of timings taken already."""
         result = rate_row(row, timings, num_items=num_items, unit=unit, peer_version=peer_version)
         self.rows.append(result)
         self.environment["repeats"][row] = spread(timings)

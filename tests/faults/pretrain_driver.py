@@ -4,7 +4,7 @@ from data.list_corpus import list_for_build
 from pipelines.config import parse_run_config
 from pipelines.job import announce, run_main
 from pipelines.preflight import check_services
-from pipelines.pretrain_finetune import open_corpus
+from pipelines.pretrain_finetune import open_run_corpus
 from pipelines.session import Session
 from pipelines.stages import shard_stage
 
@@ -12,11 +12,11 @@ from pipelines.stages import shard_stage
 def main(argv: list[str]) -> int:
     config = parse_run_config(argv, "Shard and pretrain.")
     recipe, runtime = config.recipe, config.runtime
-    corpus = open_corpus(config.corpus)
-    session = Session(recipe, runtime, check_services(runtime, corpus), actor="tests")
+    corpus = open_run_corpus(config)
+    session = Session(recipe, runtime, check_services(runtime, corpus.origin), actor="tests")
     sharding = recipe.sharding(recipe.pretrain)
     session.connect()
-    dataset = shard_stage(corpus, list_for_build(corpus, sharding), sharding, runtime, announce)
+    dataset = shard_stage(corpus, list_for_build(corpus.source, sharding), sharding, runtime, announce)
     pretrain = session.train("pretrain", recipe.pretrain, dataset, None)
     with session.job(key=pretrain.fingerprint, name="pretrain only", parameters={}):
         session.materialize(pretrain)

@@ -59,7 +59,7 @@ def test_a_bad_config_is_named(options: list[str], message: str, monkeypatch: py
 
 _CASES: dict[str, tuple[Case, tuple[str, ...]]] = {
     "empty folder": (Case(options=["--corpus", "CORPORA/empty"]), ("no images in", "expected CLASS/IMAGE")),
-    "missing folder": (Case(options=["--corpus", "CORPORA/absent"]), ("absent", "is not a folder")),
+    "missing folder": (Case(options=["--corpus", "CORPORA/absent"]), ("absent", "does not exist")),
     "missing bucket": (Case(options=["--corpus", "s3://absent-bucket/x"]), ("absent-bucket", "NoSuchBucket")),
     "empty prefix": (
         Case(options=["--corpus", "s3://coatnet/absent"]),

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from tests.benchmarks.measure import side_by_side
+from tests.benchmarks.measure import in_turn, side_by_side
 
 
 class Machine:
@@ -81,3 +81,22 @@ def test_a_failing_call_leaves_the_collector_on() -> None:
 def test_no_repeats_is_an_error() -> None:
     with pytest.raises(ValueError, match="repeats is 0"):
         side_by_side(lambda: None, lambda: None, repeats=0)
+
+
+def test_many_take_turns_forth_and_back() -> None:
+    """Whatever slows the machine slows all, and none always comes last."""
+    order: list[str] = []
+    seconds = {"a": 1.0, "b": 2.0, "c": 3.0}
+
+    def call(name: str) -> float:
+        order.append(name)
+        return seconds[name]
+
+    found = in_turn({name: lambda name=name: call(name) for name in seconds}, repeats=3)
+    assert "".join(order) == "abc" + "abc" + "cba" + "abc"
+    assert found == {"a": [1.0] * 3, "b": [2.0] * 3, "c": [3.0] * 3}
+
+
+def test_no_turns_is_an_error() -> None:
+    with pytest.raises(ValueError, match="repeats is 0"):
+        in_turn({"a": lambda: 1.0}, repeats=0)

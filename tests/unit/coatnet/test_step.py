@@ -1,6 +1,8 @@
 import copy
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from coatnet.step import NonFiniteLossError, make_train_state, train_step
 from coatnet.train_config import TrainConfig
 from coatnet.worker import LocalWorker
+from data.order import EpochOrder, OrderConfig
 from tests.tiny_training import NUM_CLASSES, TinyNet, spawn_ranks
 
 CPU = torch.device("cpu")
@@ -75,6 +78,36 @@ def test_ranks_of_unequal_weight_give_the_global_mean(parts: int) -> None:
         assert not rank["rebuilt"], "DDP's buckets must stay as they are, or a resumed run sums otherwise"
         for found, gradient in zip(rank["gradients"], expected, strict=True):
             torch.testing.assert_close(torch.from_numpy(found), gradient)
+
+
+_LANES = OrderConfig(global_batch_size=16, num_lanes=8, shuffle_window=16)
+
+
+def _lanes_of_an_order(worker: LocalWorker, parts: int) -> dict[str, Any]:
+    """Take a step on this rank's lanes of the first batch of an epoch over 20 samples."""
+    rows = EpochOrder([20], _LANES, 0).batch(0, worker.rank, worker.world_size)
+    images, targets = make_batch(20)
+    kept = torch.from_numpy(rows.row_B).clamp_min(0)  # padding repeats a real image, as in the loader
+    config = replace(SGD_LIKE, gradient_accumulation_steps=parts)
+    state = make_train_state(Plain(), config, worker)
+    weights = torch.from_numpy(rows.weights_B)
+    pending = train_step(
+        state, images[kept], targets[kept], weights, config=config, worker=worker, learning_rate=0.0
+    )
+    gradients = [p.grad.numpy() for p in state.model.parameters() if p.grad is not None]
+    return {"gradients": gradients, "loss": pending.read(0).loss, "weight": float(weights.sum())}
+
+
+@pytest.mark.parametrize(("world_size", "weights"), [(2, [8, 8]), (3, [6, 6, 4])])
+def test_any_number_of_ranks_gives_the_gradient_of_one(world_size: int, weights: list[int]) -> None:
+    """8 lanes on 3 ranks: the last one has a lane less, and padding of weight 0 in its place."""
+    alone = _lanes_of_an_order(LocalWorker(device=CPU), 1)
+    ranks = spawn_ranks(_lanes_of_an_order, 2, world_size)
+    assert [rank["weight"] for rank in ranks] == weights
+    for rank in ranks:
+        assert rank["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        for found, gradient in zip(rank["gradients"], alone["gradients"], strict=True):
+            np.testing.assert_allclose(found, gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_clipping_bounds_the_norm_and_reports_the_unclipped_one() -> None:

@@ -37,7 +37,7 @@ def index(dataset: Store, split: str, path: str, *rows: tuple[str, str, int]) ->
 
 
 def found(dataset: Store, new: list[SplitShard], **options: Any) -> list[tuple[str, str, str]]:
-    return [(r.shard_path, r.name, r.reason) for r in find_duplicates(dataset, new, **options)]
+    return [(r.shard_path, r.name, r.reason) for r in find_duplicates(dataset, new, **options).removals]
 
 
 def test_lowest_name_stays_within_a_split(dataset: Store) -> None:
@@ -56,7 +56,9 @@ def test_lowest_name_stays_within_a_split(dataset: Store) -> None:
 
 def test_another_label_is_told(dataset: Store) -> None:
     new = [index(dataset, "train", "t", ("a", "H", 0), ("b", "H", 3))]
-    (removal,) = find_duplicates(dataset, new, leak_policy="error")
+    found_now = find_duplicates(dataset, new, leak_policy="error")
+    assert found_now.label_counts == {("train", 0): 1, ("train", 3): 0}
+    (removal,) = found_now.removals
     assert removal.detail == "same bytes as train image 'a', which has another label [0]"
 
 

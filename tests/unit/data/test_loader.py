@@ -116,7 +116,11 @@ def test_resume_goes_on_with_the_next_batch(
 
 def test_every_kept_sample_once_and_epochs_differ(dataset: Dataset, expected: list[list[Row]]) -> None:
     loader = train_loader(dataset)
-    assert (loader.steps_per_epoch, loader.num_left_out, loader.num_samples) == (3, 13, NUM_TRAIN)
+    assert (loader.steps_per_epoch, loader.epoch_order(0).num_left_out, loader.num_samples) == (
+        3,
+        13,
+        NUM_TRAIN,
+    )
     keys = [row[0] for batch in expected for row in batch]
     assert len(keys) == len(set(keys)) == 48
     other = epoch_rows(dataset, 1, epoch=1)

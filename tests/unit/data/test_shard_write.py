@@ -2,7 +2,7 @@ import hashlib
 import io
 import json
 import tarfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from data.image_check import ImageLimits
 from data.list_corpus import list_for_build
+from data.listing import batch_of
 from data.shard_index import INDEX_SCHEMA, read_index
 from data.shard_plan import ShardPlan, ShardPlans
 from data.shard_write import ShardResult, rewrite_shard, write_shard
 from data.sharding_config import ShardingConfig
-from data.store import Store, StoreError
+from data.store import ObjectNotFoundError, Store, StoreError
 from infra.store import open_store
 from tests.image_samples import fill, jpeg, photos, png
 from tests.listings import listing_of, records_in
@@ -145,6 +146,17 @@ def test_vanished_image_is_a_reject_but_a_short_read_is_a_fault(tmp_path: Path) 
     corpus.put("a/002.png", png(2)[:-1])
     with pytest.raises(StoreError, match=r"a/002.png: \d+ bytes read, \d+ listed"):
         write_shard(plan, corpus=corpus, dataset=open_store(str(tmp_path / "other")), limits=ImageLimits())
+
+
+def test_a_tar_that_is_gone_is_a_fault_not_thousands_of_rejects(tmp_path: Path) -> None:
+    corpus = fill(tmp_path / "corpus", {"a/one.png": png(1)})
+    plan = plan_of(corpus)
+    record = replace(plan.records[0], path="gone.tar", offset=512)
+    with pytest.raises(ObjectNotFoundError, match=r"gone.tar does not exist"):
+        write_shard(
+            replace(plan, rows=batch_of([record])), corpus=corpus, dataset=open_store(str(tmp_path / "d")),
+            limits=ImageLimits(),
+        )  # fmt: skip
 
 
 def test_nothing_usable_gives_no_shard(tmp_path: Path) -> None:

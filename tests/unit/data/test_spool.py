@@ -1,4 +1,5 @@
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.backlog import Backlog
+from data.errors import InputError
 from data.spool import Spool
 
 SCHEMA = pa.schema([("hash", pa.uint64()), ("name", pa.string())])
@@ -80,4 +82,17 @@ def test_a_backlog_gives_back_what_it_was_given(
     for one in batches:
         backlog.add(one)
     assert os.listdir(tmp_path) == []
-    assert list(backlog.drain()) == batches
+    assert list(backlog) == batches
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a small disk")
+def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], check=True)
+    try:
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        spool = Spool(SCHEMA, ("hash", "name"), memory_bytes=400_000, num_parts=4)
+        with pytest.raises(InputError, match=f"no space left in the temporary folder {tmp_path}.*TMPDIR"):
+            spool.add(batch([(number, f"name {number}" * 10) for number in range(8000)]))
+        assert os.listdir(tmp_path) == []
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

@@ -32,7 +32,10 @@ def test_overrides_win_over_files_and_files_over_defaults() -> None:
             r"'recipe.pretrain.trian.epochs'; keys of recipe.pretrain: cl",
         ),
         (["--runtime.num_worker", "3"], r"did you mean runtime.num_workers\?"),
-        (["--receipt.seed", "3"], r"keys of the config: corpus, recipe, runtime; did you mean recipe\?"),
+        (
+            ["--receipt.seed", "3"],
+            r"keys of the config: corpus, corpus_format, .*, recipe, runtime; did you mean recipe\?",
+        ),
         (["--recipe.seed.x", "3"], r"recipe.seed.*int"),
         (["--recipe.seed", "x"], r"recipe.seed.*int.*x"),
         (["--recipe.model", "coatnet_9"], r"unknown model 'coatnet_9'; models: coatnet_0"),
@@ -64,6 +67,10 @@ def test_class_lists_of_a_file_belong_to_its_corpus() -> None:
     config = parse_run_config([*DEMO, "--corpus", "/photos"], "")
     assert config.recipe.pretrain.classes is None
     assert config.recipe.finetune.max_train_per_class is None
+    assert config.corpus_format == "auto"
+    given = ["--corpus_format", "webdataset", "--corpus_options.label", "json:y"]
+    config = parse_run_config([*DEMO, "--corpus", "/photos", *given], "")
+    assert (config.corpus_format, config.corpus_options.label) == ("webdataset", "json:y")
     kept = parse_run_config([*DEMO, "--corpus", "/photos", "--recipe.finetune.classes", "[a,b]"], "")
     assert kept.recipe.finetune.classes == ("a", "b")
     assert kept.recipe.pretrain.classes is None

@@ -1,6 +1,5 @@
 import gzip
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.corpora.range_reader import RangeReader, open_file
-from data.corpora.tar_scan import TarMember, TarSpan, iter_members, open_span
+from data.corpora.tar_scan import TarMember, iter_members, open_span
 from data.errors import InputError
 from data.store import Store
 from infra.folder_store import FolderStore
@@ -63,8 +62,7 @@ def test_a_tar_in_a_tar(tmp_path: Path) -> None:
     store = fill(tmp_path, {"train.tar": content})
     outer = span_of(store, "train.tar")
     reader = open_span(store, outer)
-    spans = [replace(outer, name=f"train.tar/{m.name}", offset=m.offset, size_bytes=m.size_bytes)
-             for m in iter_members(reader, outer)]  # fmt: skip
+    spans = [outer.inside(member) for member in iter_members(reader, outer)]
     assert [list(iter_members(reader, span)) for span in spans[:1]] == [[]]
     found = list(iter_members(open_span(store, spans[1]), spans[1]))
     assert [(m.name, content[m.offset : m.offset + m.size_bytes]) for m in found] == [
@@ -204,7 +202,6 @@ def test_span_says_where(tmp_path: Path) -> None:
     store = fill(tmp_path, {"out.tar": tar_bytes({"in.tar": b"junk" * 300})})
     outer = span_of(store, "out.tar")
     (member,) = iter_members(open_span(store, outer), outer)
-    span = TarSpan(path="out.tar", object_size_bytes=outer.object_size_bytes, etag="", name="out.tar/in.tar",
-                   offset=member.offset, size_bytes=member.size_bytes)  # fmt: skip
+    span = outer.inside(member)
     with pytest.raises(InputError, match=r"tar 'out.tar/in.tar' is not a tar"):
         list(iter_members(open_span(store, span), span))
