@@ -9,37 +9,34 @@ from coatnet.model import CoAtNet
 from data.errors import InputError
 
 
-def export_program(model: CoAtNet, image_size_px: int, *, any_size: bool = False) -> ExportedProgram:
-    """Return the model in eval mode for float32 images [B, C, H, W], any B.
+def export_program(model: CoAtNet, image_size_px: int) -> ExportedProgram:
+    """Return the model in eval mode for float32 images [B, C, image_size_px, image_size_px], any B.
 
-    H and W are `image_size_px`, for which the relative biases are gathered once; with `any_size` they
-    are resized and gathered in the graph, as the model itself does, and any H and W go that give each
-    transformer stage at least two rows and two columns of positions.
+    The graph has one image size: grids, and with them the relative biases, are computed for it once.
 
     Raises:
         InputError: the model is in training mode, or has no position for an image of this size.
     """
     if model.training:
         raise InputError("the model is in training mode; call eval() before the export")
-    # Two images, sides that differ: what is one, or equal, would be taken for a constant.
-    width = image_size_px + (model.config.total_stride if any_size else 0)
-    sides = {2: Dim.AUTO, 3: Dim.AUTO} if any_size else {}
-    images_BCHW = torch.zeros(2, model.config.in_channels, image_size_px, width)
-    shapes = {"images_BCHW": {0: Dim("batch", min=1), **sides}}
+    channels = model.config.in_channels
+    # Two images: a batch of one would be taken for a constant.
+    images_BCHW = torch.zeros(2, channels, image_size_px, image_size_px)
+    shapes = {"images_BCHW": {0: Dim("batch", min=1)}}
     with torch.no_grad():
         return torch.export.export(model, (images_BCHW,), dynamic_shapes=shapes)
 
 
-def export_onnx(model: CoAtNet, path: Path, image_size_px: int, *, any_size: bool = False) -> None:
+def export_onnx(model: CoAtNet, path: Path, image_size_px: int) -> None:
     """Write an ONNX file with input `images` [B, C, H, W] and output `logits` [B, K], any B.
 
-    Needs the extra `onnx`. H and W are as in `export_program`.
+    Needs the extra `onnx`. H and W are those given: a file serves one size.
 
     Raises:
         InputError: as `export_program`.
     """
     program = torch.onnx.export(
-        export_program(model, image_size_px, any_size=any_size),
+        export_program(model, image_size_px),
         input_names=["images"],
         output_names=["logits"],
         dynamo=True,

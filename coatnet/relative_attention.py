@@ -58,9 +58,8 @@ class RelativeBias(nn.Module):
 
     def _gather(self, height: int, width: int, dtype: torch.dtype) -> Tensor:
         table = self.table.float()
-        size = (2 * height - 1, 2 * width - 1)
-        # A graph of any size has symbols for sides. It resizes always, to the same size without an effect.
-        if any(isinstance(side, torch.SymInt) for side in size) or table.shape[1:] != size:
+        if table.shape[1:] != (2 * height - 1, 2 * width - 1):
+            size = (2 * height - 1, 2 * width - 1)
             table = F.interpolate(table[None], size=size, mode="bilinear", align_corners=False)[0]
         num_positions = height * width
         bias = table.flatten(1).index_select(1, self._index(height, width))
@@ -81,10 +80,11 @@ class RelativeBias(nn.Module):
 
 def relative_index(height: int, width: int) -> Tensor:
     """Return int64 [N * N]: where the offset of query i and key j stands in a flattened table."""
-    rows, columns = torch.arange(height), torch.arange(width)
-    row_offsets = rows[:, None] - rows + height - 1
-    column_offsets = columns[:, None] - columns + width - 1
-    return (row_offsets[:, None, :, None] * (2 * width - 1) + column_offsets[:, None, :]).flatten()
+    rows = torch.arange(height).repeat_interleave(width)
+    columns = torch.arange(width).repeat(height)
+    row_offset = rows[:, None] - rows[None, :] + height - 1
+    column_offset = columns[:, None] - columns[None, :] + width - 1
+    return (row_offset * (2 * width - 1) + column_offset).flatten()
 
 
 class RelativeAttentionLayer(nn.Module):

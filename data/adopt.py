@@ -19,6 +19,7 @@ from data.image_check import ImageLimits
 from data.lease import Lease, building
 from data.list_corpus import collect
 from data.listing import LISTING_SCHEMA
+from data.near_duplicate_drop import NearDuplicates
 from data.shard_index import get_parquet, put_adopted_index
 from data.shard_write import ShardResult
 from data.sharding_config import LeakPolicy
@@ -66,6 +67,11 @@ class AdoptOptions:
 
     def __post_init__(self) -> None:
         LabelSource.parse(self.label)
+        if self.limits.max_side_px is not None:
+            raise InputError(
+                "limits.max_side_px is set: an adopted image cannot be scaled; leave it out, or create a "
+                "dataset from these tars"
+            )
         if not self.tars:
             raise InputError("tars is empty: give a pattern such as *.tar")
         if self.split not in get_args(SplitChoice):
@@ -147,8 +153,9 @@ def _adopt_once(
     written = deduplicate(results, listing, dataset, known=splits, leak_policy=options.leak_policy)
     if not any(written.shards.values()):
         return None
+    near = NearDuplicates(path=None, counts={})  # not looked for: none could be taken out of a tar
     check_counts(named_counts(written.label_counts, classes), added, needs_eval=False)
-    snapshot = describe_snapshot(parent, number, listing, classes, written, (), dataset)
+    snapshot = describe_snapshot(parent, number, listing, classes, written, near, (), dataset)
     lease.check()
     return commit_snapshot(dataset, snapshot)
 

@@ -180,7 +180,9 @@ def _index_row(plan: TarPlan, row: Mapping[str, Any], content: bytes) -> dict[st
         "size": row["size_bytes"], "extension": row["name"].removeprefix(f"{row['key']}."),
         "labels": list(labels), "width": image.width, "height": image.height,
         "crc32c": google_crc32c.value(content), "sha256": hashlib.sha256(content).hexdigest(),
-        "reencoded": False,
+        "reencoded": False, "original_width": image.original.width,
+        "original_height": image.original.height, "original_mode": image.original.mode,
+        "exif_orientation": image.original.exif_orientation, "perceptual_hash": image.perceptual_hash,
     }  # fmt: skip
 
 

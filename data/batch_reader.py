@@ -146,6 +146,8 @@ class BatchReader:
         for row in share:
             stored = self._reader.read(shards[row], shard_rows[row])
             try:
+                if stored.problem:
+                    raise BadSampleError(stored.problem)
                 decode(stored.image_bytes, row, pixels_BHWC[row])
             except BadSampleError as error:
                 pixels_BHWC[row] = 0
@@ -181,7 +183,7 @@ class BatchReader:
         self.bad_keys[key] = reason
         if len(self.bad_keys) > self._max_bad_samples:
             raise TooManyBadSamplesError(
-                f"{len(self.bad_keys)} samples cannot be decoded, max_bad_samples allows "
+                f"{len(self.bad_keys)} samples cannot be read or decoded, max_bad_samples allows "
                 f"{self._max_bad_samples}; the last is {key!r} ({reason}): build the dataset again"
             )
 

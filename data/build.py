@@ -6,19 +6,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 
-import PIL
-
 from data.corpus_listing import LEFT_OUT, CorpusListing
 from data.deduplicate import Written, deduplicate
 from data.errors import InputError
 from data.lease import Lease, building
 from data.list_corpus import list_for_append, list_for_build
 from data.listing import CorpusReader
+from data.near_duplicate_drop import NearDuplicates, settle_near_duplicates
 from data.outcomes import new_records, remember_rejects, write_outcomes
 from data.quarantine import write_quarantine
 from data.retirement import check_live, retired_ids
 from data.shard_plan import ShardPlans
-from data.shard_write import SHARD_FORMAT_VERSION, ShardResult
+from data.shard_write import CODECS, SHARD_FORMAT_VERSION, ShardResult
 from data.sharding_config import ShardingConfig
 from data.snapshot import (
     Snapshot,
@@ -77,9 +76,10 @@ def build_snapshot(
         left_out = _left_out(listing)
         check_rejects([*left_out, *_rejects(results)], listing.num_images, config.max_reject_fraction)
         written = deduplicate(results, listing, dataset, known={}, leak_policy=config.leak_policy)
+        written, near = settle_near_duplicates(written, listing, dataset, known={}, config=config)
         counts = named_counts(written.label_counts, listing.classes)
         check_counts(counts, listing.classes, needs_eval=config.eval_fraction > 0)
-        described = describe_snapshot(None, 1, listing, listing.classes, written, left_out, dataset)
+        described = describe_snapshot(None, 1, listing, listing.classes, written, near, left_out, dataset)
         lease.check()
         snapshot = _commit_root(dataset, described)
         dataset.put(record, json.dumps({"snapshot": snapshot.id}).encode())
@@ -142,8 +142,8 @@ def check_classes(config: ShardingConfig, parent: Snapshot) -> None:
 
 
 def _build_record_path(listing: CorpusListing, config: ShardingConfig) -> str:
-    """Name all that the snapshot depends on; Pillow, because it writes the re-encoded images."""
-    identity = [SHARD_FORMAT_VERSION, PIL.__version__, listing.digest, asdict(config)]
+    """Name all that the snapshot depends on."""
+    identity = [SHARD_FORMAT_VERSION, CODECS, listing.digest, asdict(config)]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return f"builds/{digest[:32]}.json"
 
@@ -200,13 +200,14 @@ def _append_once(
     policy = "drop_train" if config.leak_policy == "error" else config.leak_policy
     results = list(run_all(plans))
     written = deduplicate(results, fresh, dataset, known=parent.splits, leak_policy=policy)
+    written, near = settle_near_duplicates(written, fresh, dataset, known=parent.splits, config=config)
     left_out = _left_out(fresh)
     if not any(written.shards.values()):
         rejects = (*left_out, *written.rejects)
         remember_rejects(dataset, parent, fresh, {reject.key: reject.reason for reject in rejects})
         return None
     check_counts(named_counts(written.label_counts, classes), added, needs_eval=False)
-    snapshot = describe_snapshot(parent, number, fresh, classes, written, left_out, dataset)
+    snapshot = describe_snapshot(parent, number, fresh, classes, written, near, left_out, dataset)
     lease.check()
     return commit_snapshot(dataset, snapshot)
 
@@ -216,6 +217,7 @@ def _left_out(listing: CorpusListing) -> list[Reject]:
     return [
         Reject(
             key=row["key"], path=row["path"], reason="unknown_label", etag=row["etag"],
+            size_bytes=row["size_bytes"], offset=row["offset"],
             detail=f"the labels {row['labels']!r} are not all among the given classes",
         )
         for rows in listing.sorted_rows(LEFT_OUT) for row in rows.to_pylist()
@@ -264,6 +266,7 @@ def describe_snapshot(
     listing: CorpusListing,
     classes: tuple[str, ...],
     written: Written,
+    near: NearDuplicates,
     left_out: Sequence[Reject],
     dataset: Store,
 ) -> Snapshot:
@@ -275,10 +278,11 @@ def describe_snapshot(
         written.shards,
         number=number,
         classes=classes,
-        stats=_stats(parent, classes, written, rejects),
+        stats={**_stats(parent, classes, written, rejects), "near_duplicates": near.counts},
         listing_digest=listing.digest,
         listing_paths=write_outcomes(dataset, listing, {reject.key: reject.reason for reject in rejects}),
         quarantine_path=write_quarantine(dataset, rejects) if rejects else None,
+        near_duplicates_path=near.path,
     )
 
 

@@ -22,8 +22,9 @@ _OURS = tuple(
     for pattern in (
         r"shards/(?:train|eval)-[0-9a-f]{16}\.(?:tar|parquet)",
         r"indexes/(?:train|eval)-[0-9a-f]{16}\.parquet",
-        r"(?:listings|quarantine|shard_lists)/[0-9a-f]{16}\.parquet",
+        r"(?:listings|quarantine|near-duplicates|shard_lists)/[0-9a-f]{16}\.parquet",
         r"builds/[0-9a-f]{32}\.json",
+        r"cards/\d+-[0-9a-f]{12}\.(?:html|json)",
         r"seen/\d+-[0-9a-f]{12}/[0-9a-f]{16}\.parquet",
         r"receipts/[0-9a-f]{32}\.json",
         r"staging/.+",
@@ -64,6 +65,7 @@ def find_garbage(dataset: Store, *, grace_s: float) -> Garbage:
     lists = {one.path: one for header in standing.snapshots.values() for one in header.shard_lists}
     # The lists of ended snapshots stay with their files: they tell which tars are not ours.
     needed = {*lists, *(lease.path for lease in standing.leases)}
+    needed |= {f"cards/{id_}.{kind}" for id_ in standing.kept_ids for kind in ("html", "json")}
     for snapshot_id in standing.kept_tips:
         needed |= reachable_paths(dataset, load_snapshot(dataset, snapshot_id))
     adopted = _adopted_paths(dataset, lists.values())

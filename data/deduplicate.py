@@ -3,9 +3,10 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from data.corpus_listing import CorpusListing
-from data.duplicates import Removal, SplitShard, find_duplicates
+from data.duplicates import SplitShard, find_duplicates
 from data.shard_write import ShardResult, rewrite_shard
 from data.sharding_config import LeakPolicy
 from data.split import SPLITS
@@ -50,9 +51,7 @@ def deduplicate(
         kept = rewrite_shard(dataset, shard.info, shard.split, dropped) if dropped else shard.info
         if kept:
             shards[shard.split].append(kept)
-    rejects = [reject for result in results for reject in result.rejects] + _put_aside(
-        found.removals, listing
-    )
+    rejects = [reject for result in results for reject in result.rejects] + put_aside(found.removals, listing)
     return Written(
         shards={split: tuple(sorted(kept, key=lambda s: s.path)) for split, kept in shards.items()},
         rejects=tuple(sorted(rejects, key=lambda reject: reject.key)),
@@ -60,15 +59,35 @@ def deduplicate(
     )
 
 
-def _put_aside(removals: Sequence[Removal], listing: CorpusListing) -> list[Reject]:
-    rows = listing.find([removal.name for removal in removals])
+class Aside(Protocol):
+    """A sample that is not kept."""
+
+    @property
+    def name(self) -> str:
+        """Its key in the listing."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """For machines."""
+        ...
+
+    @property
+    def detail(self) -> str:
+        """For people."""
+        ...
+
+
+def put_aside(samples: Sequence[Aside], listing: CorpusListing) -> list[Reject]:
+    """Return samples as rejects, with what the listing says of their files."""
+    rows = listing.find([sample.name for sample in samples])
+    fields = ("path", "etag", "size_bytes", "offset")
     return [
         Reject(
-            key=removal.name,
-            path=rows[removal.name]["path"],
-            reason=removal.reason,
-            detail=removal.detail,
-            etag=rows[removal.name]["etag"],
+            key=sample.name,
+            reason=sample.reason,
+            detail=sample.detail,
+            **{name: rows[sample.name][name] for name in fields},
         )
-        for removal in removals
+        for sample in samples
     ]

@@ -5,18 +5,29 @@ import threading
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
-import numpy as np
 from PIL import Image
 
 from data.errors import InputError
+from data.image_pixels import (
+    BadImageError,
+    Pixels,
+    encode_image,
+    jpeg_luma,
+    load_image,
+    scale_down,
+    small_luma,
+    to_grey_or_rgb,
+)
+from data.perceptual_hash import perceptual_hash
 
 # Pillow refuses to open more pixels than this, whatever we allow (twice Image.MAX_IMAGE_PIXELS).
 _PILLOW_MAX_PIXELS = 178_956_970
 
 # Only these parsers see foreign bytes; Pillow has some 40, and its EPS one runs Ghostscript.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -33,11 +44,21 @@ _UPRIGHT = {
 # Without slots: jsonargparse reads a default's values from its `__dict__`.
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:
-    """What an image of a corpus may be; others are rejected, never scaled."""
+    """What an image of a corpus may be, and how closely it is looked at."""
 
     max_pixels: int = 50_000_000
+    """A larger image is rejected before it is decoded."""
     max_bytes: int = 64 * 2**20
+    """A larger file is rejected before it is read."""
     min_side_px: int = 1
+    """A smaller image is rejected."""
+    max_side_px: int | None = None
+    """An image whose longer side has more is scaled down to it and encoded again; null: never."""
+    jpeg_quality: int = 95
+    """Of JPEGs that must be encoded again, 1 to 100; always with full colour resolution (4:4:4)."""
+    validate: Literal["full", "header"] = "full"
+    """`header` decodes only what must change: faster, but truncated or damaged pixels are not found, and
+    without a perceptual hash neither are near duplicates."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_pixels <= _PILLOW_MAX_PIXELS:
@@ -46,6 +67,27 @@ class ImageLimits:
             raise InputError(f"max_bytes is {self.max_bytes}: give at least 1")
         if self.min_side_px < 1:
             raise InputError(f"min_side_px is {self.min_side_px}: give at least 1")
+        if self.max_side_px is not None and self.max_side_px < self.min_side_px:
+            raise InputError(
+                f"max_side_px is {self.max_side_px}: give at least min_side_px = {self.min_side_px}, or null"
+            )
+        if not 1 <= self.jpeg_quality <= 100:
+            raise InputError(f"jpeg_quality is {self.jpeg_quality}: give 1 to 100")
+        if self.validate not in ("full", "header"):
+            raise InputError(f"validate is {self.validate!r}: give 'full' or 'header'")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OriginalInfo:
+    """What the corpus's file is, before any change."""
+
+    width: int
+    """As its header says."""
+    height: int
+    mode: str
+    """Pillow's name: `RGB`, `L`, `CMYK`, `P`, `RGBA`, `I;16`, ..."""
+    exif_orientation: int
+    """1 to 8; 1 is upright, or not said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,23 +101,17 @@ class CheckedImage:
     height: int
     reencoded: bool
     """Whether the bytes are ours and not the corpus's."""
-
-
-class BadImageError(Exception):
-    """This image cannot be used; `reason` is for machines, `detail` for people."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
+    original: OriginalInfo
+    perceptual_hash: int | None
+    """None where the image was not decoded, or is too plain to tell from others."""
 
 
 def check_image(content: bytes, limits: ImageLimits) -> CheckedImage:
     """Decode the image and return its own bytes, or new ones where it needs a change.
 
     Changed are: other formats than PNG and JPEG, other modes than 8-bit grey and RGB (palette,
-    alpha, 16-bit, CMYK, ...), an EXIF orientation, animations (their first frame is kept).
-    Transparency is laid over white. A JPEG becomes a JPEG (quality 95, 4:4:4), all else PNG.
+    alpha, 16-bit, CMYK, ...), an EXIF orientation, animations (their first frame is kept), a longer
+    side than `max_side_px`. Transparency is laid over white. A JPEG becomes a JPEG, all else PNG.
 
     Raises `BadImageError` with reason `empty`, `too_large`, `too_small`, `unsupported_mode` or
     `unreadable`. Call it inside `quiet_pillow()`.
@@ -85,7 +121,8 @@ def check_image(content: bytes, limits: ImageLimits) -> CheckedImage:
     if len(content) > limits.max_bytes:
         raise BadImageError("too_large", f"{len(content)} bytes, allowed {limits.max_bytes}")
     try:
-        return _check(content, limits)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return _check(image, content, limits)
     except (BadImageError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -125,26 +162,27 @@ def quiet_pillow() -> Generator[None]:
                 _quiet_filters.__exit__(None, None, None)
 
 
-def _check(content: bytes, limits: ImageLimits) -> CheckedImage:
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        _check_size(image, limits)
-        if image.format == "PNG":
-            # Loading a PNG does not look at its checksums.
-            image.verify()
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        image.load()
-        is_jpeg = image.format in ("JPEG", "MPO")
-        orientation = _orientation(image)
-        if _is_plain(image, content) and orientation not in _UPRIGHT:
-            width, height = image.size
-            return CheckedImage(
-                image_bytes=content, extension="jpg" if is_jpeg else "png",
-                width=width, height=height, reencoded=False,
-            )  # fmt: skip
-        upright = _to_grey_or_rgb(image)
-    if orientation in _UPRIGHT:
-        upright = upright.transpose(_UPRIGHT[orientation])
-    return _encode(upright, is_jpeg)
+def _check(image: Image.Image, content: bytes, limits: ImageLimits) -> CheckedImage:
+    _check_size(image, limits)
+    is_jpeg = image.format in ("JPEG", "MPO")
+    is_plain = _is_plain(image, content) and _fits(image, limits)
+    told = _orientation(image)
+    original = OriginalInfo(width=image.width, height=image.height, mode=image.mode, exif_orientation=told)
+    if is_plain and told not in _UPRIGHT:
+        if limits.validate == "header":
+            return _kept(content, original, is_jpeg, None)
+        if is_jpeg:
+            return _kept(content, original, is_jpeg, jpeg_luma(content, image))
+    pixels = load_image(image, content, limits.max_side_px)
+    # Loading a TIFF has turned it upright; a PNG may tell its orientation after its pixels.
+    turn = _orientation(image)
+    original = replace(original, exif_orientation=told if told in _UPRIGHT else turn)
+    if is_plain and turn not in _UPRIGHT:
+        return _kept(content, original, is_jpeg, small_luma(pixels))
+    upright = to_grey_or_rgb(pixels, image.format)
+    if turn in _UPRIGHT:
+        upright = upright.transpose(_UPRIGHT[turn])
+    return _changed(scale_down(upright, limits.max_side_px), original, is_jpeg, limits)
 
 
 def _check_size(image: Image.Image, limits: ImageLimits) -> None:
@@ -168,40 +206,35 @@ def _is_plain(image: Image.Image, content: bytes) -> bool:
     )
 
 
+def _fits(image: Image.Image, limits: ImageLimits) -> bool:
+    return limits.max_side_px is None or max(image.size) <= limits.max_side_px
+
+
 def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Not told so far; asking Pillow would decode the image.
     try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+        orientation = int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except MemoryError:
         raise
     except Exception:
         return 1  # Broken metadata beside good pixels: as if there were none.
+    return orientation if orientation in _UPRIGHT else 1
 
 
-def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        # Pillow's own conversion clips at 255 instead of scaling: all but white would be lost.
-        values_HW = np.asarray(image).astype(np.uint32)
-        return Image.fromarray((values_HW >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise BadImageError("unsupported_mode", f"mode {image.mode}: the range of its values is not known")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
-def _encode(image: Image.Image, is_jpeg: bool) -> CheckedImage:
-    buffer = io.BytesIO()
-    # A fresh image carries no EXIF, profile or comment of the old one.
-    plain = Image.fromarray(np.asarray(image))
-    if is_jpeg:
-        plain.save(buffer, "JPEG", quality=95, subsampling=0)
-    else:
-        plain.save(buffer, "PNG", compress_level=6)
+def _kept(content: bytes, original: OriginalInfo, is_jpeg: bool, luma_HW: Pixels | None) -> CheckedImage:
     return CheckedImage(
-        image_bytes=buffer.getvalue(), extension="jpg" if is_jpeg else "png",
-        width=plain.width, height=plain.height, reencoded=True,
+        image_bytes=content, extension="jpg" if is_jpeg else "png",
+        width=original.width, height=original.height, reencoded=False, original=original,
+        perceptual_hash=None if luma_HW is None else perceptual_hash(luma_HW),
+    )  # fmt: skip
+
+
+def _changed(image: Image.Image, original: OriginalInfo, is_jpeg: bool, limits: ImageLimits) -> CheckedImage:
+    return CheckedImage(
+        image_bytes=encode_image(image, jpeg_quality=limits.jpeg_quality if is_jpeg else None),
+        extension="jpg" if is_jpeg else "png", width=image.width, height=image.height, reencoded=True,
+        original=original, perceptual_hash=perceptual_hash(small_luma(image)),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from data.shard_cache import ShardCache
 from data.snapshot import Snapshot
 from data.sources import MixedReader, Mixture, Source, shards_of
 from data.store import Store
-from data.tar_reader import ShardReader
+from data.tar_reader import MissingShards, ShardReader
 from data.types import Batch
 
 __all__ = ["EvalLoader", "TooManyBadSamplesError", "TrainLoader"]
@@ -46,6 +46,7 @@ class TrainLoader:
         prefetch_batches: int = 2,
         max_bad_samples: int = 100,
         mixture: Mixture | None = None,
+        missing_shards: MissingShards = "error",
     ) -> None:
         sources = (Source(store=store, snapshot=snapshot), *(mixture.sources if mixture else ()))
         if mixture is not None:
@@ -65,9 +66,9 @@ class TrainLoader:
             weights=self._schedule,
         )
         self._batch_reader = BatchReader(
-            MixedReader(sources, split, cache)
+            MixedReader(sources, split, cache, missing_shards=missing_shards)
             if mixture
-            else ShardReader(store, shards_of(snapshot, split), cache),
+            else ShardReader(store, shards_of(snapshot, split), cache, missing_shards=missing_shards),
             decode.image_size_px,
             num_threads=num_threads,
             prefetch_batches=prefetch_batches,

@@ -1,20 +1,82 @@
-"""Keep a list of the images that were left out, and why."""
+"""Keep a list of the images that were left out, why, and what the first of them look like."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
 
-from data.shard_index import put_parquet
-from data.store import Store
+from data.html_page import Figure, figures, page, table
+from data.image_check import ImageLimits
+from data.reject_pictures import picture_rejects
+from data.shard_index import get_parquet, parquet_bytes, parquet_table, put_parquet
+from data.store import ObjectNotFoundError, Store
 from data.types import Reject
 
 REJECT_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("key", "path", "reason", "detail", "etag")]
-)  # fmt: skip
+    [
+        ("key", pa.string()),
+        ("path", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("etag", pa.string()),
+        ("size_bytes", pa.int64()),  # of the image; null: it was put aside after it was written
+        ("offset", pa.int64()),  # of its bytes in the object at `path`; null: the object is the image
+    ]
+)
+_PICTURE_SCHEMA = pa.schema([("key", pa.string()), ("picture", pa.binary())])
 
 
 def write_quarantine(dataset: Store, rejects: Iterable[Reject]) -> str:
     """Write the rejects, sorted by key, as `quarantine/HASH.parquet` and return that path."""
     rows = [asdict(reject) for reject in sorted(rejects, key=lambda reject: reject.key)]
     return put_parquet(dataset, "quarantine", rows, REJECT_SCHEMA)
+
+
+def picture_quarantine(dataset: Store, path: str, *, corpus: Store, limits: ImageLimits) -> None:
+    """Write pictures beside a quarantine, unless they are there.
+
+    `HASH-pictures.parquet` has small JPEGs of the first few hundred that can be drawn, read from the corpus
+    again, and `HASH.html` is a page of them.
+    """
+    if dataset.exists(quarantine_page_path(path)):
+        return
+    rejects = [Reject(**row) for row in get_parquet(dataset, path).to_pylist()]
+    pictures = picture_rejects(corpus, rejects, limits)
+    rows = [{"key": key, "picture": picture} for key, picture in pictures.items()]
+    dataset.put(_pictures_path(path), parquet_bytes(rows, _PICTURE_SCHEMA))
+    dataset.put(quarantine_page_path(path), _page(rejects, pictures).encode())
+
+
+def read_quarantine(dataset: Store, path: str, *, max_rows: int) -> list[dict[str, Any]]:
+    """Return the first rows (`REJECT_SCHEMA`) that were written, each with its `picture` or None."""
+    rows = get_parquet(dataset, path).slice(0, max_rows).to_pylist()
+    try:
+        drawn = parquet_table(dataset.get(_pictures_path(path))).to_pylist()
+    except ObjectNotFoundError:
+        drawn = []  # a snapshot without a card
+    pictures = {row["key"]: row["picture"] for row in drawn}
+    return [{**row, "picture": pictures.get(row["key"])} for row in rows]
+
+
+def quarantine_page_path(path: str) -> str:
+    """Return where the page beside a quarantine's Parquet is."""
+    return f"{path.removesuffix('.parquet')}.html"
+
+
+def _pictures_path(path: str) -> str:
+    return f"{path.removesuffix('.parquet')}-pictures.parquet"
+
+
+def _page(rejects: list[Reject], pictures: dict[str, bytes]) -> str:
+    reasons = Counter(reject.reason for reject in rejects).most_common()
+    shown = [
+        Figure(picture=pictures[reject.key], title=reject.reason, lines=(reject.key, reject.detail))
+        for reject in rejects
+        if reject.key in pictures
+    ]
+    title = f"<h1>Left out: {len(rejects):,} images</h1>"
+    note = f"<p>{len(shown):,} of them are shown; the Parquet file beside this page lists all.</p>"
+    counts = table(("reason", "images"), [(reason, f"{count:,}") for reason, count in reasons])
+    return page("Left out", [title, counts, note, figures(shown, "whole")])

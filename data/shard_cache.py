@@ -9,7 +9,6 @@ drops it with its process, so a kill -9 blocks nobody.
     FOLDER/locks/                       257 empty files
 """
 
-import errno
 import fcntl
 import logging
 import os
@@ -19,12 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.errors import InputError
-from data.store import Store, StoreError
+from data.store import CorruptShardError, Store
+from data.temporary_folder import DISK_FULL_ERRNOS
 from data.types import ShardInfo
 
 _log = logging.getLogger(__name__)
 
-_DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 _BUDGET_LOCK = "budget"
 
 
@@ -127,7 +126,7 @@ class ShardCache:
     def _check_size(file: Path, store: Store, shard: ShardInfo) -> None:
         size_bytes = file.stat().st_size
         if size_bytes != shard.size_bytes:
-            raise StoreError(
+            raise CorruptShardError(
                 f"{store.uri}/{shard.path} has {size_bytes} bytes, its snapshot says {shard.size_bytes}; "
                 "restore it or build the dataset again"
             )
@@ -198,7 +197,7 @@ class ShardCache:
 def _is_disk_full(error: BaseException | None) -> bool:
     """Look through the causes: a store wraps the file system's error in its own."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL_ERRNOS:
+        if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
             return True
         error = error.__cause__ or error.__context__
     return False

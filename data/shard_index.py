@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.arrow import Schema, Table
-from data.store import Store, StoreError
+from data.store import CorruptShardError, Store, StoreError
 from data.types import ShardInfo
 
 INDEX_SCHEMA: Schema = pa.schema(
@@ -25,7 +25,12 @@ INDEX_SCHEMA: Schema = pa.schema(
         ("height", pa.int32()),
         ("crc32c", pa.uint32()),
         ("sha256", pa.string()),
-        ("reencoded", pa.bool_()),
+        ("reencoded", pa.bool_()),  # the image's bytes are ours; else the corpus's own
+        ("original_width", pa.int32()),  # the corpus's file, as its header says
+        ("original_height", pa.int32()),
+        ("original_mode", pa.string()),  # Pillow's name
+        ("exif_orientation", pa.int8()),  # 1 to 8; 1: upright, or not said
+        ("perceptual_hash", pa.uint64()),  # null: not decoded, or too plain to tell from others
     ]
 )
 
@@ -80,11 +85,11 @@ def _content_name(content: bytes) -> str:
 
 
 def read_index(dataset: Store, shard: ShardInfo) -> Table:
-    """Return a shard's index (columns: `INDEX_SCHEMA`); `StoreError` if it is not the one written."""
+    """Return a shard's index (columns: `INDEX_SCHEMA`); `CorruptShardError` if it is not the one written."""
     content = dataset.get(shard.index_path)
     found = hashlib.sha256(content).hexdigest()
     if found != shard.index_sha256:
-        raise StoreError(
+        raise CorruptShardError(
             f"{dataset.uri}/{shard.index_path} is damaged: sha256 {found[:12]}..., "
             f"its snapshot says {shard.index_sha256[:12]}...; restore it or build the dataset again"
         )

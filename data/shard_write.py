@@ -3,31 +3,41 @@
 import hashlib
 import json
 import tarfile
-import tempfile
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import PIL
+import simplejpeg
 
 from data.image_check import BadImageError, CheckedImage, ImageLimits, check_image, quiet_pillow
 from data.shard_index import INDEX_SCHEMA, parquet_bytes, put_adopted_index, read_index
 from data.shard_plan import ShardPlan
 from data.store import ObjectNotFoundError, Store, StoreError
 from data.tar_write import TarWriter
+from data.temporary_folder import temporary_folder
 from data.types import Record, Reject, Sample, ShardInfo
 from data.webdataset_key import escape_key
 
 # Raise it when the bytes written for the same input change.
-SHARD_FORMAT_VERSION = 2
+SHARD_FORMAT_VERSION = 3
 
-# Small objects cost a round trip each. At most this many images wait in memory.
+CODECS = (PIL.__version__, simplejpeg.__version__)
+"""They make the bytes of re-encoded images, and the pixels that perceptual hashes are of."""
+
+# Small objects cost a round trip each, and handing one to a thread costs as much as decoding it: several are
+# fetched by one call. At most two calls a thread's worth of images wait in memory.
 _NUM_FETCH_THREADS = 8
+_FETCH_BYTES = 2**20
+_FETCH_RECORDS = 16
 
+_all_of_record = attrgetter(*(field.name for field in fields(Record)))
 _JSON_SEPARATORS = (",", ":")
 
 
@@ -59,8 +69,8 @@ def write_shard(plan: ShardPlan, *, corpus: Store, dataset: Store, limits: Image
     class_index = {name: index for index, name in enumerate(plan.classes)}
     rows: list[dict[str, Any]] = []
     rejects: list[Reject] = []
-    with tempfile.TemporaryDirectory(prefix="shard-") as scratch, quiet_pillow():
-        tar_path = Path(scratch) / "shard.tar"
+    with temporary_folder("shard-") as scratch, quiet_pillow():
+        tar_path = scratch / "shard.tar"
         with TarWriter(tar_path) as tar:
             for record, outcome in _check_records(records, corpus, limits):
                 if isinstance(outcome, Reject):
@@ -107,8 +117,8 @@ def rewrite_shard(dataset: Store, shard: ShardInfo, split: str, drop: Collection
             sha256=shard.sha256,
         )  # fmt: skip
     rows = {row["key"]: row for row in kept}
-    with tempfile.TemporaryDirectory(prefix="shard-") as scratch:
-        old_path, new_path = Path(scratch) / "old.tar", Path(scratch) / "new.tar"
+    with temporary_folder("shard-") as scratch:
+        old_path, new_path = scratch / "old.tar", scratch / "new.tar"
         dataset.download(shard.path, old_path)
         with tarfile.open(old_path) as old, TarWriter(new_path) as new:
             for member in old:
@@ -117,7 +127,7 @@ def rewrite_shard(dataset: Store, shard: ShardInfo, split: str, drop: Collection
                     continue
                 file = old.extractfile(member)
                 assert file is not None
-                offset = new.add(member.name, file.read())
+                (offset,) = new.add([(member.name, file.read())])
                 if extension == rows[key]["extension"]:
                     rows[key]["offset"] = offset
         return _publish(new, new_path, kept, split, dataset)
@@ -128,21 +138,36 @@ def _check_records(
 ) -> Iterator[tuple[Record, CheckedImage | Reject]]:
     """Fetch ahead in threads, decode in order."""
 
-    def fetch(record: Record) -> bytes | Reject:
-        return _fetch(record, corpus, limits)
+    def fetch(group: Sequence[Record]) -> list[bytes | Reject]:
+        return [_fetch(record, corpus, limits) for record in group]
 
     with ThreadPoolExecutor(_NUM_FETCH_THREADS) as pool:
-        waiting: deque[tuple[Record, Future[bytes | Reject]]] = deque()
+        waiting: deque[tuple[Sequence[Record], Future[list[bytes | Reject]]]] = deque()
+        groups = _fetch_groups(records)
         try:
-            for record in records:
-                waiting.append((record, pool.submit(fetch, record)))
-                if len(waiting) > _NUM_FETCH_THREADS:
-                    ahead, future = waiting.popleft()
-                    yield ahead, _check(ahead, future.result(), limits)
-            for ahead, future in waiting:
-                yield ahead, _check(ahead, future.result(), limits)
+            while True:
+                for group in islice(groups, _NUM_FETCH_THREADS + 1 - len(waiting)):
+                    waiting.append((group, pool.submit(fetch, group)))
+                if not waiting:
+                    return
+                ahead, future = waiting.popleft()
+                for record, content in zip(ahead, future.result(), strict=True):
+                    yield record, _check(record, content, limits)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _fetch_groups(records: Iterable[Record]) -> Iterator[Sequence[Record]]:
+    """Cut records into groups of at most `_FETCH_BYTES`, a larger one alone."""
+    group: list[Record] = []
+    for record in records:
+        size_bytes = sum(other.size_bytes for other in group) + record.size_bytes
+        if group and (size_bytes > _FETCH_BYTES or len(group) == _FETCH_RECORDS):
+            yield group
+            group = []
+        group.append(record)
+    if group:
+        yield group
 
 
 def _fetch(record: Record, corpus: Store, limits: ImageLimits) -> bytes | Reject:
@@ -180,7 +205,10 @@ def _check(record: Record, content: bytes | Reject, limits: ImageLimits) -> Chec
 
 
 def _reject(record: Record, reason: str, detail: str) -> Reject:
-    return Reject(key=record.key, path=record.path, reason=reason, detail=detail, etag=record.etag)
+    return Reject(
+        key=record.key, path=record.path, reason=reason, detail=detail, etag=record.etag,
+        size_bytes=record.size_bytes, offset=record.offset,
+    )  # fmt: skip
 
 
 def _add_sample(
@@ -201,16 +229,21 @@ def _add_sample(
     # All of the index that the members do not say otherwise: equal tars have equal indexes.
     about = {
         "name": record.key, "path": record.path, "labels": record.labels, "reencoded": image.reencoded,
+        "width": image.original.width, "height": image.original.height, "mode": image.original.mode,
+        "exif_orientation": image.original.exif_orientation, "perceptual_hash": image.perceptual_hash,
     }  # fmt: skip
-    offset = tar.add(f"{key}.{sample.extension}", sample.image_bytes)
+    members = [(f"{key}.{sample.extension}", sample.image_bytes)]
     if len(sample.labels) == 1:
-        tar.add(f"{key}.cls", str(sample.labels[0]).encode())
-    tar.add(f"{key}.json", json.dumps(about, separators=_JSON_SEPARATORS).encode())
+        members.append((f"{key}.cls", str(sample.labels[0]).encode()))
+    members.append((f"{key}.json", json.dumps(about, separators=_JSON_SEPARATORS).encode()))
+    offset = tar.add(members)[0]
     return {
         "key": key, "name": record.key, "path": record.path, "offset": offset,
         "size": len(sample.image_bytes), "extension": sample.extension, "labels": list(sample.labels),
         "width": sample.width, "height": sample.height, "crc32c": sample.crc32c, "sha256": sample.sha256,
-        "reencoded": image.reencoded,
+        "reencoded": image.reencoded, "original_width": image.original.width,
+        "original_height": image.original.height, "original_mode": image.original.mode,
+        "exif_orientation": image.original.exif_orientation, "perceptual_hash": image.perceptual_hash,
     }  # fmt: skip
 
 
@@ -230,10 +263,10 @@ def _publish(
 
 
 def _receipt_path(plan: ShardPlan, records: Iterable[Record], corpus: Store, limits: ImageLimits) -> str:
-    """Name all that the result depends on; Pillow, because it writes the re-encoded images."""
-    rows = [asdict(record) for record in records]
+    """Name all that the result depends on."""
+    rows = [_all_of_record(record) for record in records]  # asdict takes longer than a decode
     identity = [
-        SHARD_FORMAT_VERSION, PIL.__version__, corpus.uri, asdict(limits), plan.split, plan.classes, rows,
+        SHARD_FORMAT_VERSION, CODECS, corpus.uri, asdict(limits), plan.split, plan.classes, rows,
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return f"receipts/{digest[:32]}.json"

@@ -7,6 +7,7 @@ from data.errors import InputError
 from data.image_check import ImageLimits
 
 LeakPolicy = Literal["error", "drop_train", "drop_eval"]
+NearPolicy = Literal["report", "drop", "off"]
 UnknownLabels = Literal["skip", "reject", "error"]
 
 
@@ -33,6 +34,11 @@ class ShardingConfig:
     leak_policy: LeakPolicy = "error"
     """What to do with the same new image in train and eval: stop, or drop the one or the other. An append
     never stops for it: there, `error` means `drop_train`."""
+    near_duplicates: NearPolicy = "report"
+    """What to do with images that look alike: list the pairs, drop all but the first, or not look for them.
+    Of an image in train and one in eval the train one goes, unless `leak_policy` is `drop_eval`."""
+    near_duplicate_distance: int = 4
+    """Images look alike whose perceptual hashes differ in at most so many of 64 bits, 0 to 8."""
 
     def __post_init__(self) -> None:
         if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)):
@@ -46,6 +52,9 @@ class ShardingConfig:
         if not 0 <= self.max_reject_fraction <= 1:
             raise InputError(f"max_reject_fraction is {self.max_reject_fraction}: give 0 to 1")
         _check_choice("leak_policy", self.leak_policy, get_args(LeakPolicy))
+        _check_choice("near_duplicates", self.near_duplicates, get_args(NearPolicy))
+        if not 0 <= self.near_duplicate_distance <= 8:
+            raise InputError(f"near_duplicate_distance is {self.near_duplicate_distance}: give 0 to 8")
         _check_choice("unknown_labels", self.unknown_labels, get_args(UnknownLabels))
 
 

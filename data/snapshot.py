@@ -15,7 +15,7 @@ from data.shard_list import ShardList, extend_shard_lists, read_shard_lists
 from data.store import ObjectNotFoundError, Store, StoreError
 from data.types import ShardInfo
 
-SNAPSHOT_FORMAT = "coatnet-snapshot/2"
+SNAPSHOT_FORMAT = "coatnet-snapshot/3"
 
 
 class SnapshotConflictError(RuntimeError):
@@ -35,12 +35,15 @@ class SnapshotHeader:
     """Where the shards are named, the parent's first."""
     stats: Mapping[str, Mapping[str, int]]
     """`samples` and `size_bytes` by split, `train` and `eval` samples by class (all shards);
-    `rejects` by reason (of this snapshot's own listing)."""
+    `rejects` by reason (of this snapshot's own listing); `near_duplicates` (its own `pairs`, those across
+    splits as `leaks`, and `dropped`; empty where they were not looked for)."""
     listing_digest: str
     listing_paths: tuple[str, ...]
     """Parquet of the records processed for this snapshot, with their outcome."""
     quarantine_path: str | None
     """Parquet of this snapshot's rejects."""
+    near_duplicates_path: str | None = None
+    """Parquet of pairs that look alike, one of each new in this snapshot."""
 
     @cached_property
     def content_sha256(self) -> str:
@@ -215,8 +218,8 @@ def reachable_paths(dataset: Store, snapshot: Snapshot) -> set[str]:
     paths = {*seen_paths(dataset, chain), *(one.path for one in snapshot.shard_lists)}
     for header in chain:
         paths |= {snapshot_path(header.number), *header.listing_paths}
-        if header.quarantine_path is not None:
-            paths.add(header.quarantine_path)
+        lists = (header.quarantine_path, header.near_duplicates_path)
+        paths.update(path for path in lists if path is not None)
     for shards in snapshot.splits.values():
         for shard in shards:
             paths |= {shard.path, shard.index_path}

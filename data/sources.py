@@ -11,7 +11,7 @@ from data.mixture import WeightsFrom, check_schedule
 from data.shard_cache import ShardCache
 from data.snapshot import Snapshot
 from data.store import Store
-from data.tar_reader import ShardReader, StoredImage
+from data.tar_reader import MissingShards, ShardReader, StoredImage
 from data.types import ShardInfo
 
 
@@ -79,10 +79,17 @@ class MixedReader:
     `ID:NAME`, for two sources may use one name.
     """
 
-    def __init__(self, sources: Sequence[Source], split: str, cache: ShardCache | None) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        split: str,
+        cache: ShardCache | None,
+        *,
+        missing_shards: MissingShards = "error",
+    ) -> None:
         shards = [shards_of(source.snapshot, split) for source in sources]
         self._readers = [
-            ShardReader(source.store, of_source, cache)
+            ShardReader(source.store, of_source, cache, missing_shards=missing_shards)
             for source, of_source in zip(sources, shards, strict=True)
         ]
         self._ids = [source.snapshot.id for source in sources]

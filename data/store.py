@@ -27,6 +27,10 @@ class ObjectNotFoundError(StoreError):
     """The object does not exist. The message names its full URI."""
 
 
+class CorruptShardError(StoreError):
+    """A shard's bytes are not those that its index or snapshot names, in the store as well."""
+
+
 class RangeSource(Protocol):
     """What can be read by ranges: every `Store`, and less than one."""
 
@@ -56,7 +60,7 @@ class Store(Protocol):
         ...
 
     def get_range(self, path: str, start: int, size_bytes: int) -> bytes:
-        """Read part of an object; shorter at its end."""
+        """Read exactly `size_bytes` bytes from `start`; a shorter object is a `StoreError`."""
         ...
 
     def download(self, path: str, target: Path) -> None:

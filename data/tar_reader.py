@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -19,20 +19,20 @@ from numpy.typing import NDArray
 from data.errors import InputError
 from data.shard_cache import CachedShard, ShardCache
 from data.shard_index import read_index
-from data.store import Store, StoreError
+from data.store import CorruptShardError, ObjectNotFoundError, Store
 from data.types import ShardInfo
 
-__all__ = ["CorruptShardError", "ShardCache", "ShardReader", "StoredImage"]
+__all__ = ["CorruptShardError", "MissingShards", "ShardCache", "ShardReader", "StoredImage"]
 
 _log = logging.getLogger(__name__)
 
 _MAX_INDEX_ROWS = 1_000_000
 """About 70 bytes each."""
 _MAX_OPEN_SHARDS = 128
+_MAX_READS = 5
 
-
-class CorruptShardError(StoreError):
-    """A shard's bytes are not those that its index or snapshot names, in the store as well."""
+MissingShards = Literal["error", "skip"]
+"""What a shard does that is gone or damaged in the store: stop, or count its samples as bad ones."""
 
 
 class StoredImage(NamedTuple):
@@ -42,6 +42,8 @@ class StoredImage(NamedTuple):
     label: int
     name: str
     """The record's key."""
+    problem: str = ""
+    """Why there are no bytes; "" where there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,18 @@ class ShardReader:
     Without a cache, or where it has no room, each image is one ranged read of the store.
     """
 
-    def __init__(self, store: Store, shards: Sequence[ShardInfo], cache: ShardCache | None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        shards: Sequence[ShardInfo],
+        cache: ShardCache | None,
+        *,
+        missing_shards: MissingShards = "error",
+    ) -> None:
+        if missing_shards not in ("error", "skip"):
+            raise InputError(f"missing_shards is {missing_shards!r}: give 'error' or 'skip'")
+        self._missing_shards = missing_shards
+        self._lost: set[int] = set()
         self._store = store
         self._shards = shards
         self._cache = cache
@@ -73,8 +86,29 @@ class ShardReader:
     def read(self, shard: int, row: int) -> StoredImage:
         """Return the sample in row `row` of shard number `shard`.
 
-        Raises `StoreError` where the store fails, `CorruptShardError` where bytes are wrong.
+        Raises `StoreError` where the store fails. Where a shard is gone or its bytes are wrong, raises
+        `ObjectNotFoundError` or `CorruptShardError`, or returns a sample with a `problem`.
         """
+        try:
+            return self._read(shard, row)
+        except (ObjectNotFoundError, CorruptShardError) as error:
+            if self._missing_shards == "error":
+                raise
+            return self._lost_image(shard, row, error)
+
+    def _lost_image(self, shard: int, row: int, error: Exception) -> StoredImage:
+        """Stand in for a sample that is gone: its key and label are known if its index is there."""
+        with self._lock:
+            index = self._indexes.get(shard)
+            is_news = shard not in self._lost
+            self._lost.add(shard)
+        if is_news:
+            _log.warning("its samples are left out: %s", error)
+        if index is None:
+            return StoredImage(b"", 0, f"{self._shards[shard].path}#{row}", str(error))
+        return StoredImage(b"", int(index.labels[row]), index.names[row].as_py(), str(error))
+
+    def _read(self, shard: int, row: int) -> StoredImage:
         index = self._index(shard)
         offset, size_bytes = int(index.offsets[row]), int(index.sizes[row])
         crc = int(index.crcs[row])
@@ -90,12 +124,15 @@ class ShardReader:
 
     def _read_from_store(self, shard: int, row: int, offset: int, size_bytes: int, crc: int) -> bytes:
         path = self._shards[shard].path
-        found = 0
-        for _ in range(2):  # Bytes may have been damaged on their way once.
+        found, before = 0, -1
+        for _ in range(_MAX_READS):
             image_bytes = self._store.get_range(path, offset, size_bytes)
             found = google_crc32c.value(image_bytes)
             if found == crc:
                 return image_bytes
+            if found == before:  # The same wrong bytes twice were not damaged on their way.
+                break
+            before = found
         raise CorruptShardError(
             f"{self._store.uri}/{path} is damaged: row {row} ({size_bytes} bytes at {offset}) has crc32c "
             f"{found:08x}, its index says {crc:08x}; restore the shard or build the dataset again"
@@ -143,7 +180,10 @@ class ShardReader:
 
     def _load_index(self, shard: int) -> _ShardIndex:
         info = self._shards[shard]
-        table = read_index(self._store, info).combine_chunks()
+        try:
+            table = read_index(self._store, info).combine_chunks()
+        except CorruptShardError:  # Bytes may have been damaged on their way once.
+            table = read_index(self._store, info).combine_chunks()
         if table.num_rows != info.num_samples:
             raise CorruptShardError(
                 f"{self._store.uri}/{info.index_path} has {table.num_rows} rows, "

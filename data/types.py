@@ -56,6 +56,9 @@ class Reject:
     """A short machine-readable reason, e.g. `unreadable`, `too_large`, `duplicate`."""
     detail: str
     etag: str
+    size_bytes: int | None = None
+    """Of the image in the corpus, and where it begins in the object at `path`; None: not read, or whole."""
+    offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

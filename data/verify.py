@@ -2,7 +2,6 @@
 
 import hashlib
 import tarfile
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from data.retirement import damaged_entries
 from data.shard_index import is_named_by_content, parquet_table
 from data.snapshot import Snapshot, load_chain, seen_paths
 from data.store import ObjectNotFoundError, Store
+from data.temporary_folder import temporary_folder
 from data.types import ShardInfo
 
 _CHUNK_BYTES = 2**20
@@ -38,8 +38,8 @@ def verify_shard(shard: ShardInfo, *, dataset: Store) -> tuple[Damage, ...]:
     index = _get(dataset, shard.index_path, found)
     if index is not None and hashlib.sha256(index).hexdigest() != shard.index_sha256:
         found.append(Damage(path=shard.index_path, problem=_OTHER_BYTES))
-    with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
-        tar = Path(scratch) / "shard.tar"
+    with temporary_folder("verify-") as scratch:
+        tar = scratch / "shard.tar"
         try:
             dataset.download(shard.path, tar)
         except ObjectNotFoundError:

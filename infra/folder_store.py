@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.store import ObjectInfo, ObjectNotFoundError, StoreError
+from data.temporary_folder import DISK_FULL_ERRNOS
 
 # Half-written files carry this prefix until they are renamed; listings leave them out.
 _PARTIAL_PREFIX = ".coatnet-partial-"
@@ -73,7 +74,7 @@ class FolderStore:
 
     def download(self, path: str, target: Path) -> None:
         """Copy an object to a file that appears whole or not at all."""
-        with self._faults_named(path), _whole_file(target) as partial:
+        with self._faults_named(path, written=target), _whole_file(target) as partial:
             shutil.copyfile(self._locate(path), partial)
 
     def put(self, path: str, content: bytes) -> None:
@@ -134,8 +135,8 @@ class FolderStore:
         return self.root / check_object_path(path)
 
     @contextmanager
-    def _faults_named(self, path: str) -> Generator[None]:
-        """Turn an `OSError` into a `StoreError` that names the object and keeps the errno."""
+    def _faults_named(self, path: str, written: Path | None = None) -> Generator[None]:
+        """Turn an `OSError` into a `StoreError` that names the object, or the full disk's file `written`."""
         try:
             yield
         except StoreError:
@@ -144,15 +145,29 @@ class FolderStore:
             uri = f"{self.uri}/{path}"
             if error.errno in _ABSENT_ERRNOS:
                 raise ObjectNotFoundError(f"{uri} does not exist") from error
-            fault = StoreError(f"{uri}: {error.strerror or error}")
-            fault.errno = error.errno
-            raise fault from error
+            is_full = written is not None and error.errno in DISK_FULL_ERRNOS
+            raise named_fault(str(written) if is_full else uri, error) from error
+
+
+def named_fault(what: str, error: OSError) -> StoreError:
+    """Return the file system's error as a `StoreError` that names its object and keeps the errno."""
+    fault = StoreError(f"{what}: {error.strerror or error}")
+    fault.errno = error.errno
+    return fault
 
 
 def _partial_beside(target: Path) -> Path:
     """Name a file in the target's folder, so that the rename stays in one file system."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     return target.parent / f"{_PARTIAL_PREFIX}{uuid.uuid4().hex}"
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each flushed: a crash of the machine loses none with its files."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _flush(folder.parent)
 
 
 def _flush(path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import os
 import threading
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3.session
+import botocore.session
 from botocore.config import Config
 
 from data.errors import InputError
@@ -18,24 +20,30 @@ if TYPE_CHECKING:
 class S3Patience:
     """How long an operation tries. The default suits work, and outlives a store's restart.
 
-    botocore sends a request `num_sends` times within seconds. Our own rounds around that cover
-    what it leaves out, answers cut off in the body and longer outages; none starts after `retry_s`.
+    botocore sends a request `num_sends` times within seconds. Our own tries around that cover what
+    it leaves out, answers cut off in the body and longer outages. After `num_tries` of them, which a
+    large object may need however long each took, none starts later than `retry_s`.
     """
 
     num_sends: int = 3
+    num_tries: int = 4
     retry_s: float = 60.0
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 20.0
 
 
+# An outage is mentioned once it lasts, and then again from time to time; by one thread for all.
+_SAY_AFTER_S, _SAY_EVERY_S = 10.0, 30.0
+
 # A check before work starts wants its answer in seconds.
-HASTE = S3Patience(num_sends=1, retry_s=3.0, connect_timeout_s=3.0, read_timeout_s=5.0)
+HASTE = S3Patience(num_sends=1, num_tries=1, retry_s=3.0, connect_timeout_s=3.0, read_timeout_s=5.0)
 
 
 def build_client(patience: S3Patience) -> "S3Client":
     """Return a client from the ordinary AWS environment and config files.
 
-    A custom endpoint gets path-style addresses, since few of them resolve `bucket.host`.
+    A custom endpoint gets path-style addresses, since few of them resolve `bucket.host`; an
+    `addressing_style` in the profile's `s3` section wins.
     Raises `InputError` for a malformed endpoint, `BotoCoreError` for a missing profile.
     """
 
@@ -50,13 +58,16 @@ def build_client(patience: S3Patience) -> "S3Client":
         region = session.region_name or "us-east-1"
         return session.client("s3", region_name=region, config=config)
 
-    session = boto3.session.Session()
+    core = botocore.session.get_session()
+    session = boto3.session.Session(botocore_session=core)
+    profile: dict[str, Any] = core.get_scoped_config()
+    style = profile.get("s3", {}).get("addressing_style")
     try:
-        client = build("auto")
+        client = build(style or "auto")
     except ValueError as error:  # botocore's answer to a malformed URL
         raise InputError(f"AWS endpoint URL: {error}; write it as http://host:port") from error
     host = client.meta.endpoint_url.split("://", 1)[1].split("/", 1)[0]
-    return client if ".amazonaws.com" in host else build("path")
+    return client if style or ".amazonaws.com" in host else build("path")
 
 
 class LazyClient:
@@ -67,6 +78,7 @@ class LazyClient:
         self._lock = threading.Lock()
         self._client: S3Client | None = None
         self._pid = 0
+        self._said_s = 0.0
 
     def __reduce__(self) -> tuple[type["LazyClient"], tuple[S3Patience]]:
         return (LazyClient, (self.patience,))
@@ -77,3 +89,12 @@ class LazyClient:
             if self._client is None or self._pid != os.getpid():
                 self._client, self._pid = build_client(self.patience), os.getpid()
             return self._client
+
+    def is_time_to_say(self, waited_s: float) -> bool:
+        """Say whether a caller that has waited so long should tell; only one caller at a time hears yes."""
+        with self._lock:
+            now_s = time.monotonic()
+            if waited_s < _SAY_AFTER_S or now_s - self._said_s < _SAY_EVERY_S:
+                return False
+            self._said_s = now_s
+            return True

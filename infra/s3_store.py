@@ -4,6 +4,7 @@ It relies on little, because compatible stores differ: plain GET, PUT, HEAD, LIS
 multipart uploads and `If-None-Match: *`. No `If-Match`, and no order of listings.
 """
 
+import logging
 import random
 import time
 import uuid
@@ -12,22 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import urllib3.exceptions
 from boto3.s3.transfer import TransferConfig
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-)
-from botocore.exceptions import (
-    ConnectionError as BotoConnectionError,
-)
+from botocore.exceptions import ClientError, FlexibleChecksumError
 
 from data.store import ObjectInfo, ObjectNotFoundError, StoreError
-from infra.folder_store import check_object_path
+from infra.folder_store import check_object_path, named_fault
+from infra.s3_checksum import PART_BYTES, PART_BYTES_KEY, PartsChecksum
 from infra.s3_client import HASTE, LazyClient, S3Patience
+from infra.s3_faults import FAILURES, code_of, is_transient, status_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -35,11 +28,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_LONGEST_PAUSE_S = 8.0
-_RETRIED_CODES = frozenset(
-    {"BadDigest", "IncompleteBody", "RequestTimeout", "SlowDown", "ThrottlingException"}
-)
-_MULTIPART = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=32 << 20, max_concurrency=4)
+_log = logging.getLogger(__name__)
+
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 8.0
+_MULTIPART = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=PART_BYTES, max_concurrency=4)
 _READ_BLOCK_BYTES = 1 << 20
 
 
@@ -115,15 +107,25 @@ class S3Store:
         partial = target.with_name(f".coatnet-partial-{uuid.uuid4().hex}")
 
         def read(s3: "S3Client") -> None:
-            body = s3.get_object(Bucket=self.bucket, Key=key)["Body"]
+            answer = s3.get_object(Bucket=self.bucket, Key=key)
+            part_bytes, expected = answer["Metadata"].get(PART_BYTES_KEY), answer.get("ChecksumCRC32", "")
+            parts = PartsChecksum(int(part_bytes)) if part_bytes and "-" in expected else None
             with partial.open("wb") as file:
-                # The loop's last, empty read checks the length and the checksum.
-                while block := body.read(_READ_BLOCK_BYTES):
+                # The loop's last, empty read checks the length and the checksum of an object in one piece.
+                while block := answer["Body"].read(_READ_BLOCK_BYTES):
                     file.write(block)
+                    if parts is not None:
+                        parts.add(block)
+            if parts is not None and parts.value() != expected:
+                raise FlexibleChecksumError(error_msg=f"CRC32 is {parts.value()}, the store says {expected}")
 
         try:
             self._call(path, read)
             partial.replace(target)
+        except StoreError:
+            raise
+        except OSError as error:
+            raise named_fault(str(target), error) from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -145,7 +147,7 @@ class S3Store:
                     Bucket=self.bucket, Key=key, Body=content, IfNoneMatch="*", Metadata={"writer": mark}
                 )
             except ClientError as error:
-                if _status(error) not in (409, 412):
+                if status_of(error) not in (409, 412):
                     raise
                 return self._is_marked(s3, key, mark, conflict=error)
             return True
@@ -158,7 +160,8 @@ class S3Store:
 
         def write(s3: "S3Client") -> None:
             with source.open("rb") as file:
-                s3.upload_fileobj(file, self.bucket, key, Config=_MULTIPART)
+                metadata = {PART_BYTES_KEY: str(PART_BYTES)}
+                s3.upload_fileobj(file, self.bucket, key, ExtraArgs={"Metadata": metadata}, Config=_MULTIPART)
 
         self._call(path, write)
 
@@ -176,40 +179,36 @@ class S3Store:
 
         The listing is held in memory to be sorted: some stores list in directory order.
         """
-        root = f"{self.prefix}/" if self.prefix else ""
-        below = f"{self.key(prefix)}/" if prefix else root
-
-        def read(s3: "S3Client") -> list[ObjectInfo]:
-            pages = s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=below)
-            found = [_info(entry, root) for page in pages for entry in page.get("Contents", [])]
-            # A name that ends in "/" is a console's marker of an empty folder.
-            return [info for info in found if not info.path.endswith("/")]
-
-        yield from sorted(self._call(prefix, read), key=lambda info: info.path)
+        yield from sorted(self._objects(prefix), key=lambda info: info.path)
 
     def scan(self) -> Iterator[ObjectInfo]:
         """Yield every object in the store's own order, page by page."""
+        return self._objects("")
+
+    def delete(self, path: str) -> None:
+        """Remove an object; absent is fine."""
+        key = self.key(path)
+        self._call(path, lambda s3: s3.delete_object(Bucket=self.bucket, Key=key))
+
+    def _objects(self, folder: str) -> Iterator[ObjectInfo]:
+        """Yield a page of names after the other; each is tried alone, or a long listing would never end."""
         root = f"{self.prefix}/" if self.prefix else ""
+        below = f"{self.key(folder)}/" if folder else root
         token = ""
 
         def read(s3: "S3Client") -> "ListObjectsV2OutputTypeDef":
             if token:
-                return s3.list_objects_v2(Bucket=self.bucket, Prefix=root, ContinuationToken=token)
-            return s3.list_objects_v2(Bucket=self.bucket, Prefix=root)
+                return s3.list_objects_v2(Bucket=self.bucket, Prefix=below, ContinuationToken=token)
+            return s3.list_objects_v2(Bucket=self.bucket, Prefix=below)
 
         while True:
-            page = self._call("", read)
+            page = self._call(folder, read)
             found = (_info(entry, root) for entry in page.get("Contents", []))
             # A name that ends in "/" is a console's marker of an empty folder.
             yield from (info for info in found if not info.path.endswith("/"))
             if not page["IsTruncated"]:
                 return
             token = page["NextContinuationToken"]
-
-    def delete(self, path: str) -> None:
-        """Remove an object; absent is fine."""
-        key = self.key(path)
-        self._call(path, lambda s3: s3.delete_object(Bucket=self.bucket, Key=key))
 
     def _is_marked(self, s3: "S3Client", key: str, mark: str, conflict: ClientError) -> bool:
         """Say whether the object that stands in the way is our own write.
@@ -219,27 +218,38 @@ class S3Store:
         try:
             found = s3.head_object(Bucket=self.bucket, Key=key)
         except ClientError as error:
-            raise conflict if _status(error) == 404 else error from error
+            raise conflict if status_of(error) == 404 else error from error
         return found["Metadata"].get("writer") == mark
 
     def _call(self, path: str, operation: "Callable[[S3Client], T]") -> T:
         """Run one operation until it succeeds, fails for good, or patience ends."""
-        deadline = time.monotonic() + self._client.patience.retry_s
-        longest_pause_s = 1.0
+        patience = self._client.patience
+        began_s = time.monotonic()
+        num_tries, pause_s = 0, _SHORTEST_PAUSE_S
         while True:
+            num_tries += 1
             try:
                 return operation(self._client.get())
-            except (BotoCoreError, ClientError, urllib3.exceptions.HTTPError) as error:
-                # Full jitter: callers that failed together do not come back together.
-                pause_s = random.uniform(0.1, longest_pause_s)
-                if not _is_transient(error) or time.monotonic() + pause_s > deadline:
+            except FAILURES as error:
+                # Decorrelated jitter: callers that failed together do not come back together.
+                pause_s = min(_LONGEST_PAUSE_S, random.uniform(_SHORTEST_PAUSE_S, 3 * pause_s))
+                waited_s = time.monotonic() - began_s
+                is_late = waited_s + pause_s > patience.retry_s and num_tries >= patience.num_tries
+                if is_late or not is_transient(error):
                     raise self._fault(path, error) from error
+                if self._client.is_time_to_say(waited_s):
+                    _log.warning(
+                        "waiting for %s since %.0f s, at most %.0f s: %s",
+                        self._uri_of(path), waited_s, patience.retry_s, error,
+                    )  # fmt: skip
             time.sleep(pause_s)
-            longest_pause_s = min(_LONGEST_PAUSE_S, 2.0 * longest_pause_s)
+
+    def _uri_of(self, path: str) -> str:
+        return f"{self.uri}/{path}".rstrip("/")
 
     def _fault(self, path: str, error: Exception) -> StoreError:
-        uri = f"{self.uri}/{path}".rstrip("/")
-        if isinstance(error, ClientError) and _status(error) == 404 and _code(error) != "NoSuchBucket":
+        uri = self._uri_of(path)
+        if isinstance(error, ClientError) and status_of(error) == 404 and code_of(error) != "NoSuchBucket":
             return ObjectNotFoundError(f"{uri} does not exist")
         return StoreError(f"{uri}: {error}")
 
@@ -256,24 +266,3 @@ def _info(entry: "ObjectTypeDef", root: str) -> ObjectInfo:
         etag=(etag or "").strip('"'),
         modified_s=modified.timestamp(),
     )
-
-
-def _status(error: ClientError) -> int:
-    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-
-
-def _code(error: ClientError) -> str:
-    return error.response.get("Error", {}).get("Code", "")
-
-
-def _is_transient(error: Exception) -> bool:
-    if isinstance(error, ClientError):
-        return _status(error) >= 500 or _status(error) in (409, 412, 429) or _code(error) in _RETRIED_CODES
-    transient = (
-        BotoConnectionError,
-        HTTPClientError,
-        IncompleteReadError,
-        FlexibleChecksumError,
-        urllib3.exceptions.HTTPError,
-    )
-    return isinstance(error, transient)

@@ -20,6 +20,7 @@ from botocore.exceptions import (
 from data.errors import InputError
 from data.store import Store, StoreError
 from infra.folder_store import FolderStore
+from infra.s3_client import LazyClient, S3Patience
 from infra.s3_store import S3Store
 
 __all__ = ["FolderStore", "S3Store", "check_store", "open_store", "readable_url"]
@@ -27,10 +28,11 @@ __all__ = ["FolderStore", "S3Store", "check_store", "open_store", "readable_url"
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
-def open_store(uri: str) -> Store:
+def open_store(uri: str, *, max_wait_s: float = 60.0) -> Store:
     """Return the store of `s3://bucket/prefix`, `file:///path` or a plain path.
 
-    Nothing is contacted; `check_store` does that. Raises `InputError` for any other URI.
+    An operation waits up to `max_wait_s` for an S3 store that is away. Nothing is contacted;
+    `check_store` does that. Raises `InputError` for any other URI.
     """
     scheme, separator, rest = uri.partition("://")
     if not uri.strip() or (separator and scheme not in ("s3", "file")):
@@ -41,7 +43,8 @@ def open_store(uri: str) -> Store:
             raise InputError(
                 f"bucket name {bucket!r} in {uri!r} is not valid: 3 to 63 of a-z, 0-9, '.' and '-'"
             )
-        return S3Store(bucket=bucket, prefix=prefix.strip("/"))
+        client = LazyClient(S3Patience(retry_s=max_wait_s))
+        return S3Store(bucket=bucket, prefix=prefix.strip("/"), _client=client)
     if separator:
         if urlsplit(uri).netloc not in ("", "localhost"):
             raise InputError(f"store {uri!r} names a host: write file:///path with three slashes")

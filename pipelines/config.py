@@ -19,9 +19,11 @@ from data.augment import AugmentConfig
 from data.corpora.options import CorpusFormat, CorpusOptions
 from data.decode import DecodeConfig
 from data.errors import InputError
+from data.image_check import ImageLimits
 from data.order import OrderConfig
 from data.plain import with_tuples
-from data.sharding_config import ShardingConfig
+from data.sharding_config import LeakPolicy, NearPolicy, ShardingConfig
+from data.tar_reader import MissingShards
 from pipelines.mixture import SourceConfig, mixture_schedule
 from pipelines.promotion import GatePolicy
 
@@ -47,6 +49,9 @@ class PhaseConfig:
     stochastic_depth_rate: float = 0.0
     decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(image_size_px=224))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    missing_shards: MissingShards = "error"
+    """A train shard that is gone or damaged in the store: `error` stops; `skip` leaves its samples out, as
+    far as the budget of bad samples reaches."""
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def check(self, seed: int) -> None:
@@ -80,6 +85,13 @@ class ShardConfig:
     shard_size_bytes: int = 64 * 1024 * 1024
     max_reject_fraction: float = 0.05
     """More unreadable images than this share stop the run."""
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    leak_policy: LeakPolicy = "error"
+    """The same image in train and eval: stop, or drop the one or the other."""
+    near_duplicates: NearPolicy = "report"
+    """Images that look alike: list the pairs, drop all but the first, or do not look for them."""
+    near_duplicate_distance: int = 4
+    """They look alike whose perceptual hashes differ in at most so many of 64 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +138,10 @@ class Recipe:
             eval_fraction=self.shard.eval_fraction,
             shard_size_bytes=self.shard.shard_size_bytes,
             max_reject_fraction=self.shard.max_reject_fraction,
+            limits=self.shard.limits,
+            leak_policy=self.shard.leak_policy,
+            near_duplicates=self.shard.near_duplicates,
+            near_duplicate_distance=self.shard.near_duplicate_distance,
             seed=self.seed,
         )
 
@@ -151,6 +167,9 @@ class Runtime:
     cache_dir: str = "/tmp/coatnet-cache"
     """Node-local folder for shards."""
     cache_size_bytes: int = 20 * 1024**3
+    max_store_wait_s: float = 300.0
+    """How long training and evaluation wait for an object store that is away before they stop. Ranks wait
+    600 s for one another."""
     checkpoint_every_steps: int = 200
     checkpointed_stages: tuple[int, ...] = ()
     """Model stages, counted from 0, that compute their activations again in the backward pass, for memory."""
@@ -164,6 +183,10 @@ class Runtime:
         for name in (*at_least_one, "prefetch_batches", "cache_size_bytes", "checkpoint_every_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"runtime.{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.max_store_wait_s < float("inf"):
+            raise InputError(
+                f"runtime.max_store_wait_s is {self.max_store_wait_s}; it must be 0 or more, finite"
+            )
         if self.max_failures < 0:
             raise InputError(f"runtime.max_failures is {self.max_failures}; it must not be negative")
         if not self.experiment.strip():

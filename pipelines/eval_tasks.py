@@ -95,7 +95,7 @@ def merge_slices(plan: EvalPlan, slices: Sequence[EvalSlice]) -> EvalReport:
 def evaluate_slice(plan: EvalPlan, num_tasks: int, index: int) -> EvalSlice:
     """Evaluate the samples of one of `num_tasks` ranks."""
     torch.set_num_threads(plan.runtime.cpus_per_worker)
-    root = open_store(plan.root_uri)
+    root = open_store(plan.root_uri, max_wait_s=plan.runtime.max_store_wait_s)
     dataset = root.sub(plan.dataset_path)
     snapshot = load_snapshot(dataset, plan.snapshot_id)
     with tempfile.TemporaryDirectory() as folder:

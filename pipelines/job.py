@@ -19,6 +19,7 @@ from coatnet.step import NonFiniteLossError
 from data.errors import InputError
 from data.snapshot import SnapshotConflictError
 from data.store import StoreError
+from data.temporary_folder import TemporaryFolderFullError
 from infra.interpreter import leave_path_with_spaces
 from infra.ray_runtime import WorkersFailedError
 from infra.stop_signals import interrupt_on_stop_signals
@@ -34,6 +35,7 @@ _FAULTS = (
     WorkersFailedError,
     NonFiniteLossError,
     StoreError,
+    TemporaryFolderFullError,
     SnapshotConflictError,
     MlflowException,
     RayError,
@@ -85,7 +87,6 @@ def connect_to_ray() -> None:
     """
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     logging.getLogger("mlflow").setLevel(logging.WARNING)

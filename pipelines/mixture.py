@@ -68,13 +68,13 @@ def mixture_identity(sources: Sequence[SourceConfig]) -> Mapping[str, Any]:
     return {"mixture": {"snapshots": ids, "weights": mixture_schedule(sources)}}
 
 
-def open_mixture(sources: Sequence[SourceConfig]) -> Mixture | None:
+def open_mixture(sources: Sequence[SourceConfig], *, max_wait_s: float = 60.0) -> Mixture | None:
     """Load the snapshots that are mixed in; None without a mixture. InputError where one is not there."""
     if not sources:
         return None
     opened: list[Source] = []
     for source in sources:
-        store = open_store(source.dataset)
+        store = open_store(source.dataset, max_wait_s=max_wait_s)
         check_store(store, writable=False)
         opened.append(Source(store=store, snapshot=load_snapshot(store, source.snapshot)))
     return Mixture(sources=tuple(opened), schedule=mixture_schedule(sources))

@@ -25,7 +25,6 @@ from pipelines.preflight import check_images, check_services
 from pipelines.review import VERDICT_TAG, check_champion_fits
 from pipelines.session import Session
 from pipelines.stage import StageRecord
-from pipelines.stages import shard_stage
 
 
 def main(argv: list[str]) -> int:
@@ -53,8 +52,7 @@ def run(config: RunConfig) -> list[str]:
     session.connect()
 
     datasets = {
-        name: shard_stage(corpus, listings[name], recipe.sharding(phase), runtime, announce)
-        for name, phase in phases.items()
+        name: session.shard(corpus, listings[name], recipe.sharding(phase)) for name, phase in phases.items()
     }
     pretrain = session.train("pretrain", recipe.pretrain, datasets["pretrain"], None)
     finetune = session.train("finetune", recipe.finetune, datasets["finetune"], pretrain)

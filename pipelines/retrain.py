@@ -22,6 +22,7 @@ from infra.ledger import Ledger
 from infra.registry import VERDICT_TAG, VersionInfo
 from infra.store import open_store
 from pipelines.config import Recipe, Runtime, parse_config, with_flags
+from pipelines.dataset_card import CardSource, publish_card
 from pipelines.job import announce, run_main
 from pipelines.mixture import check_mixture
 from pipelines.preflight import check_services
@@ -134,6 +135,7 @@ def append(session: Session, incoming: Store, champion: VersionInfo) -> Snapshot
     if appended is None:
         announce(f"retrain: {arrived.describe()} in {incoming.uri}{_hint_if_empty(incoming)}")
         return load_snapshot(dataset, "HEAD")  # another job may have taken the images meanwhile
+    publish_card(dataset, appended, CardSource(uri=incoming.uri, images=incoming, config=sharding), None)
     before = load_snapshot(dataset, str(appended.parent))  # not `parent` if another append came first
     announce(f"retrain: snapshot {appended.id} appended to {before.id}: {_describe(before, appended)}")
     return appended

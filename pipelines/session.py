@@ -4,17 +4,20 @@ from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from data.corpus_listing import CorpusListing
 from data.crop import DecodeConfig
 from data.lease import pin
+from data.sharding_config import ShardingConfig
 from infra.registry import Registry, VersionInfo
 from infra.store import open_store
 from infra.tracking import RunRef, Tracker
 from pipelines.config import PhaseConfig, Recipe, Runtime
+from pipelines.corpus import Corpus
 from pipelines.evaluation import EvalReport
 from pipelines.job import TrackedJob, announce, check_resources, code_version, connect_to_ray
 from pipelines.review import Candidate, Review, log_report
 from pipelines.stage import Materializer, Stage, StageRecord, Workspace
-from pipelines.stages import DatasetRef, evaluate_stage, train_stage
+from pipelines.stages import DatasetRef, evaluate_stage, shard_stage, train_stage
 
 
 class Session:
@@ -79,6 +82,12 @@ class Session:
         """Return the record of a stage, computing it inside a nested MLflow run if it is missing."""
         assert self._materializer is not None, "stages are computed within `job` only"
         return self._materializer(stage)
+
+    def shard(self, corpus: Corpus, listing: CorpusListing, config: ShardingConfig) -> Stage:
+        """Describe a stage of this job that makes a dataset of a corpus."""
+        return shard_stage(
+            corpus, listing, config, runtime=self.runtime, announce=announce, run_of=self._stage_run
+        )
 
     def train(self, name: str, phase: PhaseConfig, dataset: Stage, initial: Stage | None) -> Stage:
         """Describe a training stage of this job."""

@@ -3,6 +3,7 @@
     python pipelines/shard.py create --corpus /path/to/folder --dataset s3://bucket/birds
     python pipelines/shard.py append --corpus s3://bucket/new-images --dataset s3://bucket/birds
     python pipelines/shard.py show --dataset s3://bucket/birds
+    python pipelines/shard.py card --dataset s3://bucket/birds --out card.html
     python pipelines/shard.py COMMAND --help
 
 With `--json` the last line on stdout is one JSON object.
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from data.errors import InputError
 from pipelines import (
     shard_adopt_command,
+    shard_card_command,
     shard_life_commands,
     shard_order_command,
     shard_read_commands,
@@ -32,6 +34,7 @@ COMMANDS = {
     **shard_read_commands.COMMANDS,
     **shard_order_command.COMMANDS,
     **shard_life_commands.COMMANDS,
+    **shard_card_command.COMMANDS,
 }
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from data.build import RunAll, append_snapshot, build_snapshot, check_classes, plan_build
+from data.card import card_path
 from data.corpora.options import CorpusFormat, CorpusOptions
 from data.corpus_listing import CorpusListing
 from data.errors import InputError
@@ -16,6 +17,7 @@ from data.store import Store
 from infra.store import check_store, open_store
 from pipelines.corpus import Corpus, CorpusPlace, open_corpus
 from pipelines.corpus_tasks import corpus_tasks
+from pipelines.dataset_card import CardSource, check_card_tracking, publish_card_in_own_run
 from pipelines.job import announce, connect_to_ray
 from pipelines.shard_command import (
     Command,
@@ -70,11 +72,11 @@ def create(config: WriteConfig) -> Outcome:
         announce(f"dry run: {shards['train']} shards of train and {shards['eval']} of eval; nothing written")
         return Outcome(values={"dry_run": True, "images": listing.num_images, "shards": dict(shards)})
     check_store(dataset)
+    tracking_uri = check_card_tracking()
     _refuse_another_root(dataset, listing)
     run_all = _run_all(config, corpus, dataset)
     snapshot = build_snapshot(corpus.source, dataset, sharding, run_all, listing=listing)
-    corpus.finish()
-    return _committed(snapshot, dataset.uri)
+    return _committed(snapshot, dataset, corpus, sharding, tracking_uri)
 
 
 def append(config: WriteConfig) -> Outcome:
@@ -90,14 +92,15 @@ def append(config: WriteConfig) -> Outcome:
         announce(f"dry run: {fresh.num_images:,} images are new to snapshot {parent.id}; nothing written")
         return Outcome(values={"dry_run": True, "parent": parent.id, "images": fresh.num_images})
     check_store(dataset)
+    tracking_uri = check_card_tracking()
     arrived = Arrivals()
     run_all = arrived.watch(_run_all(config, corpus, dataset))
     appended = append_snapshot(parent, corpus.source, dataset, sharding, run_all)
-    corpus.finish()
     if appended is None:
+        corpus.finish()
         announce(f"append: {arrived.describe()} in {corpus.uri} since snapshot {parent.id}")
         return Outcome(values={**snapshot_values(parent), "appended": False, "rejects": arrived.reasons})
-    return _committed(appended, dataset.uri)
+    return _committed(appended, dataset, corpus, sharding, tracking_uri)
 
 
 def _open_corpus(config: WriteConfig, dataset: Store) -> Corpus:
@@ -139,11 +142,22 @@ def _refuse_unknown_classes(config: WriteConfig, listing: CorpusListing, parent:
         )
 
 
-def _committed(snapshot: Snapshot, uri: str) -> Outcome:
+def _committed(
+    snapshot: Snapshot, dataset: Store, corpus: Corpus, config: ShardingConfig, tracking_uri: str | None
+) -> Outcome:
+    source = CardSource(uri=corpus.uri, images=corpus.images, config=config)
+    publish_card_in_own_run(tracking_uri, dataset, snapshot, source)
+    corpus.finish()
     announce(describe_snapshot(snapshot))
     if snapshot.quarantine_path:
-        announce(f"what was left out, and why: {uri}/{snapshot.quarantine_path}")
-    values: dict[str, Any] = {**snapshot_values(snapshot), "quarantine": snapshot.quarantine_path}
+        announce(f"what was left out, and why: {dataset.uri}/{snapshot.quarantine_path}")
+    announce(f"dataset card: {dataset.uri}/{card_path(snapshot)}")
+    values: dict[str, Any] = {
+        **snapshot_values(snapshot),
+        "quarantine": snapshot.quarantine_path,
+        "card": card_path(snapshot),
+        "near_duplicates": dict(snapshot.stats.get("near_duplicates", {})),
+    }
     if snapshot.parent is not None:
         values["appended"] = True
     return Outcome(values=values)

@@ -17,6 +17,7 @@ from infra.ray_runtime import run_workers
 from infra.tracking import RunRef, Tracker
 from pipelines.config import PhaseConfig, Recipe, Runtime
 from pipelines.corpus import Corpus
+from pipelines.dataset_card import CardSource, publish_card
 from pipelines.eval_tasks import EvalPlan, evaluate_model
 from pipelines.job import connect_to_ray
 from pipelines.mixture import mixture_identity
@@ -59,7 +60,13 @@ class DatasetRef:
 
 
 def shard_stage(
-    corpus: Corpus, listing: CorpusListing, config: ShardingConfig, runtime: Runtime, announce: Announce
+    corpus: Corpus,
+    listing: CorpusListing,
+    config: ShardingConfig,
+    *,
+    runtime: Runtime,
+    announce: Announce,
+    run_of: Callable[[Workspace], RunRef | None],
 ) -> Stage:
     """Corpus -> the first snapshot of a dataset. The listing's digest stands for the images."""
 
@@ -74,6 +81,8 @@ def shard_stage(
             connect=corpus.before_reading(connect_to_ray),
         )
         snapshot = build_snapshot(corpus.source, dataset, config, run_all, listing=listing)
+        source = CardSource(uri=corpus.uri, images=corpus.images, config=config)
+        publish_card(dataset, snapshot, source, run_of(workspace))
         reference = DatasetRef.of(snapshot, workspace.stage.path)
         return {**reference.to_output(), "stats": {k: dict(v) for k, v in snapshot.stats.items()}}
 

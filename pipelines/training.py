@@ -64,7 +64,7 @@ class TrainPlan:
 
 def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
     """Train on one rank; every rank of the group calls it. Returns plain values."""
-    root = open_store(plan.root_uri)
+    root = open_store(plan.root_uri, max_wait_s=plan.runtime.max_store_wait_s)
     stage = root.sub(plan.stage_path)
     dataset = root.sub(plan.dataset_path)
     snapshot = load_snapshot(dataset, plan.snapshot_id)
@@ -164,7 +164,8 @@ def make_train_loader(worker: Worker, plan: TrainPlan, dataset: Store, snapshot:
         cache=_cache(plan.runtime),
         num_threads=plan.runtime.decode_threads,
         prefetch_batches=plan.runtime.prefetch_batches,
-        mixture=open_mixture(plan.phase.mixture),
+        mixture=open_mixture(plan.phase.mixture, max_wait_s=plan.runtime.max_store_wait_s),
+        missing_shards=plan.phase.missing_shards,
     )
 
 

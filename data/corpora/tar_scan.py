@@ -14,6 +14,7 @@ from data.errors import InputError
 from data.store import ObjectInfo, RangeSource
 
 _BLOCK_BYTES = 512
+_OCTAL = b"01234567"
 _MAX_EXTENDED_HEADER_BYTES = 1 << 20
 # How far behind a tar's end to look for another one; the usual padding is at most this long.
 _LOOK_BEHIND_BYTES = 64 << 10
@@ -114,7 +115,35 @@ def _check_magic(beginning: bytes, span: TarSpan) -> None:
             _refuse(span, f"is compressed with {name}, so no range of it is an image", "unpack it")
 
 
-def _parse(block: bytes, span: TarSpan, position: int) -> tarfile.TarInfo:
+class _Header(NamedTuple):
+    """What `tarfile.TarInfo` calls these."""
+
+    name: str
+    size: int
+    type: bytes
+
+
+def _parse(block: bytes, span: TarSpan, position: int) -> _Header | tarfile.TarInfo:
+    return _parse_plain(block) or _parse_any(block, span, position)
+
+
+def _parse_plain(block: bytes) -> _Header | None:
+    """Parse the header of a regular file with a short name, as nearly all are: in a third of the time.
+
+    None for any other header, and for a damaged one. POSIX.1-1988: 100 bytes of name, octal digits for the
+    size at 124 and the checksum at 148, the type at 156, the name's prefix at 345.
+    """
+    size, checksum = block[124:135], block[148:154]
+    if block[156:157] != tarfile.REGTYPE or block[345] or size.strip(_OCTAL) or checksum.strip(_OCTAL):
+        return None
+    # The sum of all bytes, with the checksum's own eight as spaces.
+    if block[135:136].strip(b"\0 ") or int(checksum, 8) != sum(block) - sum(block[148:156]) + 8 * 32:
+        return None
+    name, _, _ = block[:100].partition(b"\0")
+    return _Header(name.decode(errors="surrogateescape"), int(size, 8), tarfile.REGTYPE)
+
+
+def _parse_any(block: bytes, span: TarSpan, position: int) -> tarfile.TarInfo:
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
@@ -167,7 +196,7 @@ def _checked_name(name: str, span: TarSpan) -> str:
     return name
 
 
-def _check_type(header: tarfile.TarInfo, pax: Mapping[str, str], name: str, span: TarSpan) -> None:
+def _check_type(header: _Header | tarfile.TarInfo, pax: Mapping[str, str], name: str, span: TarSpan) -> None:
     is_sparse = any(key.startswith("GNU.sparse.") for key in pax)
     if header.type in _FILE_TYPES and not is_sparse:
         return

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import streaming
 import webdataset
 from matplotlib.axes import Axes
@@ -124,8 +125,8 @@ def loaders() -> list[tuple[str, str, MakeOrder]]:
 
 def shardings() -> dict[str, NDArray[np.int64]]:
     """Return, for each way of sharding, the corpus place of each sample in the order of the shards."""
-    keys = (f"{place // CLASS_SIZE:04d}/{place % CLASS_SIZE:05d}.jpg" for place in range(NUM_SAMPLES))
-    hashes = np.fromiter((stable_hash(key, seed=0, purpose="order") for key in keys), dtype=np.uint64)
+    keys = pa.array(f"{place // CLASS_SIZE:04d}/{place % CLASS_SIZE:05d}.jpg" for place in range(NUM_SAMPLES))
+    hashes = stable_hash(keys, seed=0, purpose="order")
     return dict(zip(SHARDINGS, (np.argsort(hashes), np.arange(NUM_SAMPLES)), strict=True))
 
 

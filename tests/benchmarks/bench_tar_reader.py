@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
-from data.corpora.tar_scan import TarSpan, iter_members, open_span
 from numpy.typing import NDArray
 from PIL import Image
 from webdataset.compat import WebDataset
 
+from data.corpora.tar_scan import TarSpan, iter_members, open_span
 from data.crop import DecodeConfig, draw_crops, random_resized_box
 from data.decode import decode_eval, decode_train
 from data.shard_cache import ShardCache

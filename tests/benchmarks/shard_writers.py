@@ -8,8 +8,7 @@ import csv
 import hashlib
 import os
 import sys
-import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.pool import Pool
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.contender import serve, timed
+from tests.benchmarks.shard_contents import digest, read_litdata, read_mds, read_tars
 
 SHARD_BYTES = 8 * 2**20
 """Small, so that as many shards fall to each core."""
@@ -266,30 +266,6 @@ def copy_part(part: tuple[list[str], str]) -> None:
             target.write(content)
 
 
-def read_tars(out: str) -> Iterator[bytes]:
-    for path in sorted(Path(out).rglob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if member.name.endswith(".jpg"):
-                    content = tar.extractfile(member)
-                    assert content is not None
-                    yield content.read()
-
-
-def read_mds(out: str) -> Iterator[bytes]:
-    from streaming import StreamingDataset
-    from streaming.base.util import clean_stale_shared_memory
-
-    clean_stale_shared_memory()
-    return (sample["image"] for sample in StreamingDataset(local=out, batch_size=1))
-
-
-def read_litdata(out: str) -> Iterator[bytes]:
-    from litdata import StreamingDataset
-
-    return (sample["image"] for sample in StreamingDataset(out))
-
-
 WRITERS: dict[str, Writer] = {
     "ours": Writer(write=write_ours, read=read_tars, start=_start_ours),
     "webdataset": Writer(write=write_webdataset, read=read_tars),
@@ -314,12 +290,6 @@ def _pool() -> Pool:
 
 def num_cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-def digest(images: Iterable[bytes]) -> dict[str, Any]:
-    """Return the number of images and one hash over their set, whatever their order."""
-    hashes = sorted(hashlib.sha256(image).digest() for image in images)
-    return {"num_images": len(hashes), "digest": hashlib.sha256(b"".join(hashes)).hexdigest()}
 
 
 def main() -> None:

@@ -1,30 +1,21 @@
 """The store or MLflow fail for a while: the job waits, ends well, and its result is the same."""
 
-import json
 import os
 import signal
 import time
 from collections.abc import Callable
 from functools import partial
 
-import psutil
 import pytest
 
 from tests.conftest import Stack
 from tests.faults.jobs import Job, assert_same_result, end, first_steps
+from tests.faults.services import signal_service
 from tests.faults.tracking import curve, statuses
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(1200)]
 _HANG_S = 25.0
 """Longer than a read waits for its answer, so that reads fail and are repeated."""
-
-
-def signal_service(stack: Stack, service: str, number: signal.Signals) -> None:
-    """Send a signal to every process of a service."""
-    pid = json.loads(stack.run("status", "--json", check=False).stdout)["services"][service]["pid"]
-    first = psutil.Process(pid)
-    for process in [*first.children(recursive=True), first]:
-        process.send_signal(number)
 
 
 def num_receipts(job: Job) -> int:

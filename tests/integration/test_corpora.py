@@ -43,7 +43,7 @@ def shard(stack: Stack, *arguments: str) -> dict[str, Any]:
     """Run a command that needs Ray as a process; return its object."""
     done = subprocess.run(
         [sys.executable, "pipelines/shard.py", *arguments, "--json"],
-        cwd=REPOSITORY, env={**os.environ, **stack.environment}, capture_output=True, text=True, timeout=180,
+        cwd=REPOSITORY, env={**os.environ, **stack.environment}, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -82,6 +82,7 @@ def hugging_face(images: list[bytes], labels: list[int]) -> bytes:
     return sink.getvalue()
 
 
+@pytest.mark.timeout(600)
 def test_parquet_from_the_first_copy_to_an_append(stack: Stack, place: Store) -> None:
     images = [png(seed) for seed in range(45)]
     corpus, dataset = place.sub("hub"), place.sub("dataset")

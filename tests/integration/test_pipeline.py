@@ -184,6 +184,9 @@ def test_mlflow_has_the_pictures_and_the_report(
             assert len(picture.convert("RGB").getcolors(2**24) or ()) > 50, f"{path} is empty"
     page = read_artifact(client, parent, "report.html").decode()
     assert all(name in page for name in VEHICLES)
+    cards = [read_artifact(client, run, "dataset_card.html").decode() for run in nested["shard"]]
+    assert sum(all(name in card for name in VEHICLES) for card in cards) == 1
+    assert min(card.count("<img") for card in cards) > 30
     decided = json.loads(read_artifact(client, parent, "gate/gates.json"))
     assert decided["verdict"] == "PROMOTED"
 

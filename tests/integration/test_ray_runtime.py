@@ -23,6 +23,7 @@ from data.errors import InputError
 from data.store import StoreError
 from infra.ray_runtime import WorkersFailedError, run_workers
 from infra.ray_tasks import run_tasks, stream_tasks
+from pipelines.corpus_tasks import corpus_tasks
 from tests.tiny_training import CONFIG, RUNTIME, MemorySource, run_tiny, spawn_ranks
 
 pytestmark = [
@@ -249,6 +250,16 @@ def test_tasks_come_back_in_order() -> None:
     results = run_tasks(_square, range(12), max_in_flight=3, on_done=lambda index, result: done.append(index))
     assert results == [item * item for item in range(12)]
     assert sorted(done) == list(range(12))
+
+
+def test_a_big_corpus_is_listed_by_tasks_and_a_small_one_here() -> None:
+    said: list[str] = []
+    joined: list[bool] = []
+    tasks = corpus_tasks(max_in_flight=3, announce=said.append, connect=lambda: joined.append(True))
+    assert sorted(tasks(_square, range(12), size_bytes=2**30)) == [item * item for item in range(12)]
+    assert (joined, said[-1]) == ([True], "list  12/12 files of 1.1 GB")
+    assert list(tasks(lambda item: item + 1, range(3), size_bytes=1000)) == [1, 2, 3]
+    assert joined == [True]
 
 
 def test_items_are_taken_only_as_they_are_worked_on() -> None:

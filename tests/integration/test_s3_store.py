@@ -1,23 +1,16 @@
-"""S3Store against SeaweedFS, directly and through a proxy that spoils answers."""
+"""S3Store against SeaweedFS; tests/faults/test_store.py does it under spoilt answers."""
 
-import contextlib
-import os
 import pickle
 import re
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
 from data.errors import InputError
 from data.store import ObjectNotFoundError, Store, StoreError
-from infra.s3_client import LazyClient, S3Patience
-from infra.store import S3Store, check_store, open_store
+from infra.store import check_store, open_store
 from tests.conftest import Stack
 
 pytestmark = pytest.mark.integration
@@ -119,44 +112,6 @@ def test_a_pickled_store_makes_its_own_client(store: Store) -> None:
     assert copy.get("x") == b"1"
 
 
-class TestSpoiltAnswers:
-    """A proxy in front of the store spoils the first answers of a kind."""
-
-    def test_a_body_cut_off_is_read_again(self, store: Store, tmp_path: Path) -> None:
-        """Truncated answers once ended up as short shards in the cache."""
-        content = os.urandom(3 << 20)
-        store.put("x", content)
-        with _spoiling_proxy(
-            lambda request: request.startswith(b"GET"), num_spoilt=2, keep_bytes=1 << 20
-        ) as spoilt:
-            assert _fresh(store).get("x") == content
-            assert spoilt() == 2
-        with _spoiling_proxy(
-            lambda request: request.startswith(b"GET"), num_spoilt=2, keep_bytes=1 << 20
-        ) as spoilt:
-            _fresh(store).download("x", tmp_path / "x")
-            assert spoilt() == 2
-        assert (tmp_path / "x").read_bytes() == content
-
-    def test_a_write_whose_answer_got_lost_still_wins(self, store: Store) -> None:
-        """The retried request is refused because of its own first try: the writer believed to have lost."""
-        with _spoiling_proxy(
-            lambda request: request.startswith(b"PUT"), num_spoilt=1, keep_bytes=0
-        ) as spoilt:
-            assert _fresh(store).put_if_absent("head", b"mine")
-            assert spoilt() == 1
-        assert store.get("head") == b"mine"
-        assert not store.put_if_absent("head", b"mine")
-
-    def test_a_store_that_never_answers_right_is_an_error(self, store: Store) -> None:
-        store.put("x", os.urandom(1 << 20))
-        with (
-            _spoiling_proxy(lambda request: request.startswith(b"GET"), num_spoilt=10**6, keep_bytes=1000),
-            pytest.raises(StoreError, match="x: "),
-        ):
-            _fresh(store, S3Patience(retry_s=2.0)).get("x")
-
-
 class TestCheckStore:
     """One clear line for each thing that can be wrong, within seconds."""
 
@@ -205,65 +160,3 @@ class TestCheckStore:
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
         with pytest.raises(InputError, match="no credentials: set AWS_ACCESS_KEY_ID"):
             check_store(open_store("s3://coatnet/x"))
-
-
-def _fresh(store: Store, patience: S3Patience | None = None) -> Store:
-    """Return the store with a client of its own, made in the environment of now."""
-    assert isinstance(store, S3Store)
-    return S3Store(bucket=store.bucket, prefix=store.prefix, _client=LazyClient(patience or S3Patience()))
-
-
-@contextmanager
-def _spoiling_proxy(
-    is_spoilt: Callable[[bytes], bool], *, num_spoilt: int, keep_bytes: int
-) -> Iterator[Callable[[], int]]:
-    """Put a proxy before the store that cuts off the first answers to some requests.
-
-    The store sees and obeys every request; `keep_bytes` of the answer come through. Yields a
-    function that counts the answers spoilt so far.
-    """
-    real = urlsplit(os.environ["AWS_ENDPOINT_URL_S3"])
-    spoilt: list[bytes] = []
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve(caller: socket.socket) -> None:
-        with caller, socket.create_connection((real.hostname, real.port)) as store:
-            request = caller.recv(1 << 16)
-            # One request a connection: the store closes it after the answer.
-            store.sendall(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
-            threading.Thread(target=_pump, args=(caller, store), daemon=True).start()
-            if not is_spoilt(request) or len(spoilt) >= num_spoilt:
-                _pump(store, caller)
-                return
-            spoilt.append(request)
-            passed = 0
-            while block := store.recv(1 << 16):
-                if passed < keep_bytes:
-                    caller.sendall(block[: keep_bytes - passed])
-                passed += len(block)
-            # A close alone waits for the thread that still reads from this socket.
-            caller.shutdown(socket.SHUT_RDWR)
-
-    def accept() -> None:
-        while True:
-            try:
-                caller, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=serve, args=(caller,), daemon=True).start()
-
-    acceptor = threading.Thread(target=accept, daemon=True)
-    acceptor.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{listener.getsockname()[1]}")
-        yield lambda: len(spoilt)
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
-    acceptor.join()
-
-
-def _pump(source: socket.socket, target: socket.socket) -> None:
-    # Either end may hang up at any time: that is how a connection ends.
-    with contextlib.suppress(OSError):
-        while block := source.recv(1 << 16):
-            target.sendall(block)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
+from mlflow.entities import Run
 
 from data.errors import InputError
 from data.snapshot import load_snapshot
@@ -71,7 +73,7 @@ def shelf(stack: Stack, tmp_path: Path) -> Shelf:
     return made
 
 
-def test_a_dataset_from_its_first_day_to_its_first_damage(shelf: Shelf) -> None:
+def test_a_dataset_from_its_first_day_to_its_first_damage(shelf: Shelf, tmp_path: Path) -> None:
     """Create, again, append, look, and find a flipped bit."""
     create = ("create", "--corpus", str(shelf.corpus), "--shard_size_bytes", "40000")
     assert shelf.look(*create, "--dry-run")["images"] == 70
@@ -82,6 +84,7 @@ def test_a_dataset_from_its_first_day_to_its_first_damage(shelf: Shelf) -> None:
     assert "70 images of 2 classes" in text
     assert "shards  " in text
     assert first["samples"] == {"train": 60, "eval": 10}
+    assert f"dataset card: {shelf.dataset}/{first['card']}" in text
     written = {info.path: info.etag for info in store.list()}
     text, again = shelf.run(*create)
     assert again["snapshot"] == first["snapshot"]
@@ -105,6 +108,19 @@ def test_a_dataset_from_its_first_day_to_its_first_damage(shelf: Shelf) -> None:
     with pytest.raises(InputError, match=r"holds snapshot 2-\w+ of other images already: add new ones"):
         shelf.look(*create)
 
+    card = tmp_path / "folder" / "card.html"
+    assert shelf.look("card", "--out", str(card))["snapshot"] == second["snapshot"]
+    assert card.read_bytes() == store.get(second["card"])
+    client = mlflow.MlflowClient(shelf.stack.environment["MLFLOW_TRACKING_URI"])
+    for snapshot in (first, second):
+        run = _run_of(client, snapshot["snapshot"])
+        assert (run.info.status, run.data.metrics["samples/train"]) == (
+            "FINISHED",
+            snapshot["samples"]["train"],
+        )
+        logged = Path(client.download_artifacts(run.info.run_id, "dataset_card.html", str(tmp_path)))
+        assert logged.read_bytes() == store.get(snapshot["card"])
+
     shown = shelf.look("show")
     assert shown["by_class"]["train"] == {"a": 30, "b": 30, "c": 6}
     assert shown["snapshots"] == [1, 2]
@@ -120,6 +136,13 @@ def test_a_dataset_from_its_first_day_to_its_first_damage(shelf: Shelf) -> None:
     text, found = shelf.run("verify", exit_code=1)
     assert [damage["path"] for damage in found["damages"]] == [shard.path]
     assert f"DAMAGED {shelf.dataset}/{shard.path}" in text
+
+
+def _run_of(client: mlflow.MlflowClient, snapshot_id: str) -> Run:
+    experiment = client.get_experiment_by_name("coatnet-datasets")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`coatnet.snapshot` = '{snapshot_id}'")
+    return run
 
 
 def test_order_names_the_images_of_each_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,27 +51,6 @@ def test_onnxruntime_computes_the_same(model: CoAtNet, tmp_path: Path) -> None:
             np.testing.assert_allclose(logits, model(images).numpy(), atol=1e-4)
 
 
-ANY_SIZES = [(1, 64, 64), (3, 48, 80), (2, 50, 70), (1, 96, 40)]
-
-
-def test_a_program_of_any_size_resizes_the_bias_in_the_graph(model: CoAtNet) -> None:
-    """The bias was gathered for the example's size once, and any other size was refused."""
-    program = export_program(model, 48, any_size=True).module()
-    for batch_size, height, width in ANY_SIZES:
-        images = torch.randn(batch_size, 3, height, width)
-        torch.testing.assert_close(program(images), model(images), atol=1e-5, rtol=1e-5)
-
-
-def test_an_onnx_file_of_any_size(model: CoAtNet, tmp_path: Path) -> None:
-    export_onnx(model, tmp_path / "model.onnx", 48, any_size=True)
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    for batch_size, height, width in ANY_SIZES:
-        images = torch.randn(batch_size, 3, height, width)
-        (logits,) = session.run(["logits"], {"images": images.numpy()})
-        with torch.no_grad():
-            np.testing.assert_allclose(logits, model(images).numpy(), atol=1e-4)
-
-
 def test_a_model_in_training_mode_is_refused(model: CoAtNet) -> None:
     with pytest.raises(InputError, match=r"training mode; call eval\(\)"):
         export_program(model.train(), 48)

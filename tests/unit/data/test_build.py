@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from data.build import append_snapshot, build_snapshot
 from data.errors import InputError
 from data.list_corpus import list_for_append, list_for_build
+from data.near_duplicate_report import read_near_duplicates
 from data.outcomes import new_records
 from data.shard_index import parquet_table
 from data.shard_plan import ShardPlans
@@ -30,7 +31,8 @@ from data.snapshot import (
 from data.store import Store
 from data.types import Record
 from infra.store import open_store
-from tests.image_samples import fill, photos, png
+from tests.card_dataset import scene
+from tests.image_samples import encode, fill, photos, png
 from tests.listings import listing_of, records_in
 
 CONFIG = ShardingConfig(shard_size_bytes=8000)
@@ -376,6 +378,44 @@ def test_an_append_cannot_rename_remove_or_move_a_class(tmp_path: Path, dataset:
     assert second.classes == ("cat", "dog", "ant"), "a named class without an image is not added"
 
 
+def test_look_alikes_are_reported_or_dropped(tmp_path: Path, dataset: Store) -> None:
+    """A recompressed copy has other bytes. The one in train goes; its shard is written again without it."""
+    scenes = [scene(seed) for seed in range(6)]
+    files = {f"train/cat/{n}.png": encode(image, "PNG") for n, image in enumerate(scenes[:4])}
+    files |= {f"test/cat/{n}.png": encode(image, "PNG") for n, image in enumerate(scenes[4:])}
+    files |= {
+        "train/cat/copy of 1.jpg": encode(scenes[1], "JPEG", quality=60),
+        "train/cat/leak.jpg": encode(scenes[4], "JPEG", quality=60),
+    }
+    corpus = fill(tmp_path / "corpus", files)
+    reported = build(corpus, dataset)
+    assert reported.stats["near_duplicates"] == {"pairs": 2, "leaks": 1, "dropped": 0}
+    assert reported.near_duplicates_path is not None
+    first, second = read_near_duplicates(dataset, reported.near_duplicates_path, max_rows=10)
+    assert (first.name, first.twin_name) == ("train/cat/leak.jpg", "test/cat/0.png")
+    assert {second.name, second.twin_name} == {"train/cat/1.png", "train/cat/copy of 1.jpg"}
+
+    other = open_store(str(tmp_path / "other"))
+    dropped = build(corpus, other, replace(CONFIG, near_duplicates="drop", max_reject_fraction=0.0))
+    assert dropped.stats["near_duplicates"] == {"pairs": 2, "leaks": 1, "dropped": 2}
+    assert dropped.near_duplicates_path is None
+    found = rejects(other, dropped)
+    assert found["train/cat/leak.jpg"] == "near_leak"
+    assert sorted(found.values()) == ["near_duplicate", "near_leak"]
+    assert names(other, dropped, "train") == sorted(
+        name for name in files if name.startswith("train/") and name not in found
+    )
+    assert dropped.stats["train"] == {"cat": 4}
+    assert sum(shard.num_samples for shard in dropped.splits["train"]) == 4
+
+    more = fill(tmp_path / "more", {"train/cat/again.jpg": encode(scenes[2], "JPEG", quality=50)})
+    appended = append(reported, more, dataset)
+    assert appended is not None
+    assert appended.stats["near_duplicates"] == {"pairs": 1, "leaks": 0, "dropped": 0}
+    assert append(dropped, more, other, replace(CONFIG, near_duplicates="drop")) is None
+    assert build(corpus, other, replace(CONFIG, near_duplicates="off")).stats["near_duplicates"] == {}
+
+
 def test_new_class_without_a_usable_image_is_refused(tmp_path: Path, dataset: Store) -> None:
     first = build(fill(tmp_path / "corpus", FILES), dataset)
     incoming = fill(tmp_path / "incoming", {"train/cat/n.png": png(900), "train/ant/bad.png": b"no"})
@@ -429,6 +469,7 @@ def test_build_beside_another_takes_the_next_number(tmp_path: Path, dataset: Sto
     [
         {"classes": ()}, {"classes": ("a", "a")}, {"max_train_per_class": 0}, {"eval_fraction": 1.0},
         {"eval_fraction": -0.1}, {"shard_size_bytes": 0}, {"max_reject_fraction": 2}, {"leak_policy": "x"},
+        {"near_duplicates": "x"}, {"near_duplicate_distance": 9},
     ],
 )  # fmt: skip
 def test_bad_config_names_the_field(options: dict[str, Any]) -> None:

@@ -1,17 +1,25 @@
 import io
-import struct
 import threading
 import warnings
-import zlib
 from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from data.errors import InputError
-from data.image_check import BadImageError, CheckedImage, ImageLimits, check_image, quiet_pillow
+from data.image_check import (
+    BadImageError,
+    CheckedImage,
+    ImageLimits,
+    OriginalInfo,
+    check_image,
+    quiet_pillow,
+)
 from tests.image_samples import encode, jpeg, pixels, png
+from tests.odd_images import raw_png
+from tests.small_dataset import picture
 
 
 def check(content: bytes, limits: ImageLimits | None = None) -> CheckedImage:
@@ -160,6 +168,105 @@ def test_phone_picture_with_several_frames_stays_a_jpeg() -> None:
     assert (image.extension, image.reencoded) == ("jpg", False)
 
 
+SMOOTH = Image.fromarray(picture(300, 400, seed=1))
+
+
+def test_the_original_is_described() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = check(encode(SMOOTH.convert("CMYK"), "JPEG", exif=exif))
+    assert image.original == OriginalInfo(width=400, height=300, mode="CMYK", exif_orientation=6)
+    assert (image.width, image.height) == (300, 400)
+    kept = check(encode(SMOOTH, "JPEG"))
+    assert kept.original == OriginalInfo(width=400, height=300, mode="RGB", exif_orientation=1)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+def test_longer_side_is_scaled_down_once(image_format: str) -> None:
+    limits = ImageLimits(max_side_px=100)
+    image = check(encode(SMOOTH, image_format), limits)
+    assert (image.width, image.height, image.reencoded) == (100, 75, True)
+    assert image.extension == ("jpg" if image_format == "JPEG" else "png")
+    expected = np.asarray(SMOOTH.resize((100, 75), Image.Resampling.LANCZOS), np.float32)
+    assert np.abs(decoded(image) - expected).mean() < 3
+    assert check(image.image_bytes, limits).image_bytes == image.image_bytes
+    assert (
+        not check(encode(SMOOTH, image_format), ImageLimits(max_side_px=400)).reencoded
+        or image_format == "WEBP"
+    )
+
+
+def test_scaled_down_without_aliasing() -> None:
+    """Stripes of one pixel become grey; picking every fifth pixel would leave black or white."""
+    stripes = np.zeros((500, 500), np.uint8)
+    stripes[:, ::2] = 255
+    image = check(encode(Image.fromarray(stripes), "PNG"), ImageLimits(max_side_px=100))
+    assert abs(decoded(image).astype(int) - 127).max() < 20
+
+
+def test_quality_of_what_is_encoded_again() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    content = encode(SMOOTH, "JPEG", exif=exif)
+    sizes = [len(check(content, ImageLimits(jpeg_quality=quality)).image_bytes) for quality in (30, 95, 100)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1] / 2
+
+
+def test_header_mode_reads_the_header_alone_and_says_no_hash() -> None:
+    """What is damaged after the header is not found; what must change is decoded all the same."""
+    header = ImageLimits(validate="header")
+    content = encode(SMOOTH, "JPEG")
+    image = check(content[: len(content) // 2], header)
+    assert (image.reencoded, image.perceptual_hash, image.width) == (False, None, 400)
+    damaged = GOOD[:200] + bytes([GOOD[200] ^ 1]) + GOOD[201:]
+    assert check(damaged, header).image_bytes == damaged
+    assert check(encode(SMOOTH, "BMP"), header).reencoded
+    assert reason_of(encode(SMOOTH, "BMP")[:5000], header) == "unreadable"
+    assert reason_of(content[:10], header) == "unreadable"
+    assert reason_of(content, ImageLimits(validate="header", max_pixels=100)) == "too_large"
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_a_small_grey_decode_finds_the_damage_that_a_whole_one_finds(options: dict[str, Any]) -> None:
+    """Only the inverse transform is left out, not the reading: each cut and each flip is judged alike."""
+    content = encode(SMOOTH.resize((96, 80)), "JPEG", quality=90, **options)
+    rng = np.random.default_rng(0)
+    damaged = [content[:end] for end in rng.integers(2, len(content), 150)]
+    for place, flip in zip(rng.integers(2, len(content), 150), rng.integers(1, 256, 150), strict=True):
+        damaged.append(content[:place] + bytes([content[place] ^ flip]) + content[place + 1 :])
+    verdicts = {True: 0, False: 0}
+    for bad in damaged:
+        whole, small = _decodes(bad, "RGB", 10_000), _decodes(bad, "GRAY", 8)
+        assert whole == small
+        verdicts[whole] += 1
+    assert min(verdicts.values()) > 20
+
+
+def _decodes(content: bytes, colours: str, min_side_px: int) -> bool:
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(content)
+        sides = {"min_height": min(height, min_side_px), "min_width": min(width, min_side_px)}
+        simplejpeg.decode_jpeg(content, colours, **sides)
+    except ValueError:
+        return False
+    return True
+
+
+def test_an_end_marker_does_not_make_a_cut_jpeg_whole() -> None:
+    """Pillow fills the missing part with grey and says nothing."""
+    content = encode(SMOOTH, "JPEG")
+    assert reason_of(content[: len(content) // 2] + b"\xff\xd9") == "unreadable"
+
+
+def test_stray_bytes_between_markers_are_no_damage() -> None:
+    content = encode(SMOOTH, "JPEG")
+    odd = content[:20] + b"\0\0\0" + content[20:]  # after the first segment
+    with pytest.raises(ValueError, match="extraneous"):
+        simplejpeg.decode_jpeg(odd)
+    assert check(odd).image_bytes == odd
+
+
 GOOD = png(3, height=64, width=64)
 
 
@@ -223,17 +330,12 @@ def test_silence_ends_with_the_last_of_overlapping_threads() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_pixels": 0}, {"max_pixels": 10**9}, {"max_bytes": 0}, {"min_side_px": 0}]
+    "options",
+    [
+        *({"max_pixels": 0}, {"max_pixels": 10**9}, {"max_bytes": 0}, {"min_side_px": 0}, {"max_side_px": 0}),
+        *({"jpeg_quality": 0}, {"jpeg_quality": 101}, {"validate": "some"}),
+    ],
 )
 def test_bad_limits_name_the_field(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
         ImageLimits(**options)
-
-
-def raw_png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

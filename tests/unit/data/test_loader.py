@@ -1,5 +1,6 @@
 """Same batches for any ranks, threads and resume; every sample once; bad samples keep their place."""
 
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,8 +18,9 @@ from data.errors import InputError
 from data.loader import EvalLoader, TooManyBadSamplesError, TrainLoader
 from data.order import OrderConfig
 from data.shard_cache import ShardCache
+from data.shard_index import read_index
 from data.snapshot import Snapshot
-from data.store import StoreError
+from data.store import ObjectNotFoundError, StoreError
 from data.tar_reader import ShardReader, StoredImage
 from data.types import Batch
 from infra.folder_store import FolderStore
@@ -183,7 +185,9 @@ def test_too_many_bad_samples_are_fatal(
     dataset: Dataset, expected: list[list[Row]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_samples(monkeypatch, {row[0] for row in expected[0][:3]})
-    with pytest.raises(TooManyBadSamplesError, match="3 samples cannot be decoded, max_bad_samples allows 2"):
+    with pytest.raises(
+        TooManyBadSamplesError, match="3 samples cannot be read or decoded, max_bad_samples allows 2"
+    ):
         list(train_loader(dataset, max_bad_samples=2, num_threads=2).batches(0))
 
 
@@ -279,3 +283,27 @@ def test_cache_is_shared_by_later_loaders(dataset: Dataset, tmp_path: Path) -> N
         )
         == 3
     )
+
+
+def test_a_lost_shard_keeps_its_samples_places(
+    dataset: Dataset, expected: list[list[Row]], tmp_path: Path
+) -> None:
+    """Without it the other samples of an epoch are the same, at the same positions, with the same pixels."""
+    _, snapshot, _ = dataset
+    store = FolderStore(root=tmp_path)
+    shutil.copytree(dataset[0].root, store.root, dirs_exist_ok=True)
+    lost, *_ = snapshot.splits["train"]
+    gone = {f"{name}" for name in read_index(store, lost)["name"].to_pylist()}
+    store.delete(lost.path)
+    loader = train_loader(dataset, store=store, cache=None, num_threads=2, missing_shards="skip")
+    assert [real_rows(batch) for batch in loader.batches(0)] == [
+        [row for row in step if row[0] not in gone] for step in expected
+    ]
+    assert set(loader.bad_keys) <= gone
+    few = train_loader(dataset, store=store, cache=None, missing_shards="skip", max_bad_samples=2)
+    with pytest.raises(TooManyBadSamplesError, match=rf"{lost.path} does not exist"):
+        list(few.batches(0))
+    with pytest.raises(ObjectNotFoundError, match=rf"{lost.path} does not exist"):
+        list(train_loader(dataset, store=store, cache=None).batches(0))
+    with pytest.raises(InputError, match="missing_shards is 'ignore': give 'error' or 'skip'"):
+        train_loader(dataset, missing_shards="ignore")

@@ -2,7 +2,7 @@
 
 import io
 import tarfile
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +143,51 @@ def test_a_wrong_index_is_refused(dataset: Dataset) -> None:
     store.put(shards[1].index_path, store.get(shards[0].index_path))
     with pytest.raises(StoreError, match="is damaged: sha256"):
         ShardReader(store, shards, None).read(1, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyStore(FolderStore):
+    """Damages three answers of four, each elsewhere."""
+
+    reads: list[str] = field(default_factory=list[str])
+
+    def get_range(self, path: str, start: int, size_bytes: int) -> bytes:
+        content = bytearray(super().get_range(path, start, size_bytes))
+        self.reads.append(path)
+        if len(self.reads) % 4:
+            content[len(self.reads) % len(content)] ^= 1
+        return bytes(content)
+
+
+def test_bytes_damaged_on_their_way_are_read_again(pristine: Dataset) -> None:
+    """Two damaged answers in a row once counted as damage of the store."""
+    store, snapshot = pristine
+    noisy = NoisyStore(root=store.root)
+    expected = read_all(ShardReader(store, snapshot.splits["train"], None), snapshot)
+    assert read_all(ShardReader(noisy, snapshot.splits["train"], None), snapshot) == expected
+    assert len(noisy.reads) == 4 * len(expected)
+
+
+@pytest.mark.parametrize("lost", ["tar", "index", "bit"])
+def test_a_lost_shard_is_skipped_by_config(
+    dataset: Dataset, lost: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, snapshot = dataset
+    shards = snapshot.splits["train"]
+    whole = read_all(ShardReader(store, shards[:2], None), replace(snapshot, splits={"train": shards[:2]}))
+    if lost == "bit":
+        damage(store.root / shards[0].path, first_offset(store, snapshot) + 5)
+    else:
+        store.delete(shards[0].path if lost == "tar" else shards[0].index_path)
+    reader = ShardReader(store, shards, None, missing_shards="skip")
+    first = reader.read(0, 0)
+    assert first.image_bytes == b""
+    assert f"{shards[0].path[:-4]}." in first.problem
+    known = (whole[0].label, whole[0].name)
+    assert (first.label, first.name) == ((0, f"{shards[0].path}#0") if lost == "index" else known)
+    second = reader.read(0, 1)
+    assert second == whole[1] if lost == "bit" else second.problem
+    assert reader.read(1, 0) == whole[shards[0].num_samples]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"its samples are left out: {first.problem}"
+    ]

@@ -1,3 +1,4 @@
+import os
 import pickle
 import threading
 from pathlib import Path
@@ -170,3 +171,18 @@ def test_check_store(store: FolderStore, tmp_path: Path) -> None:
         check_store(FolderStore(root=tmp_path / "file" / "below"))
     with pytest.raises(InputError, match="does not exist"):
         check_store(FolderStore(root=tmp_path / "nowhere"), writable=False)
+
+
+def test_a_link_that_nfs_repeats_still_wins(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client did not hear that the first one was done, and the second is refused."""
+    real = os.link
+
+    def link_twice(source: Path, target: Path) -> None:
+        real(source, target)
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", link_twice)
+    assert store.put_if_absent("x", b"mine")
+    assert not store.put_if_absent("x", b"other")
+    assert store.get("x") == b"mine"
+    assert os.listdir(store.root) == ["x"]

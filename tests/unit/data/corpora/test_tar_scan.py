@@ -18,6 +18,7 @@ NAMES = {
     "plain.jpg": b"a",
     "in/a/folder/img.v2.jpg": b"b" * 512,
     "a space and ü.png": b"",
+    "y" * 96 + ".jpg": b"fills its field of the header to the last byte",
     "x" * 1000 + ".jpg": b"c" * 513,
     "/".join(["deep" * 20] * 3) + ".jpg": b"d",
 }
@@ -54,6 +55,14 @@ def test_old_tars_folders_and_comments(tmp_path: Path) -> None:
     old[156:157], old[257:265] = b"\0", bytes(8)
     old[148:156] = b"%06o\0 " % (sum(old[:148]) + sum(old[156:512]) + 8 * 32)
     assert [m.name for m in scan(tmp_path / "old", bytes(old))] == ["a.jpg"]
+
+
+def test_a_size_that_is_not_octal_is_refused(tmp_path: Path) -> None:
+    content = bytearray(tar_bytes({"a.jpg": b"abc"}))
+    content[124:136] = b"00000000009\0"
+    content[148:156] = b"%06o\0 " % (sum(content[:148]) + sum(content[156:512]) + 8 * 32)
+    with pytest.raises(InputError, match=r"'some\.tar' is not a tar"):
+        scan(tmp_path, bytes(content))
 
 
 def test_a_tar_in_a_tar(tmp_path: Path) -> None:
