@@ -155,8 +155,9 @@ def _add_images(
     split = split_of_path(info.path)
     for image in iter_images(corpus, info, columns):
         name = f"{image.row:08d}.{_extension(image.image_bytes)}"
+        (offset,) = tar.add([(name, image.image_bytes)])
         yield {
-            "key": f"{info.path}/{name}", "offset": tar.add(name, image.image_bytes),
+            "key": f"{info.path}/{name}", "offset": offset,
             "size_bytes": len(image.image_bytes), "etag": info.etag, "labels": image.labels, "split": split,
         }  # fmt: skip
 
