@@ -9,11 +9,13 @@ from dataclasses import asdict, replace
 from data.corpus_listing import LEFT_OUT, CorpusListing
 from data.deduplicate import Written, deduplicate
 from data.errors import InputError
+from data.lease import Lease, building
 from data.list_corpus import list_for_append, list_for_build
 from data.listing import CorpusReader
 from data.near_duplicate_drop import NearDuplicates, settle_near_duplicates
 from data.outcomes import new_records, remember_rejects, write_outcomes
 from data.quarantine import write_quarantine
+from data.retirement import check_live, retired_ids
 from data.shard_plan import ShardPlans
 from data.shard_write import CODECS, SHARD_FORMAT_VERSION, ShardResult
 from data.sharding_config import ShardingConfig
@@ -21,10 +23,12 @@ from data.snapshot import (
     Snapshot,
     SnapshotConflictError,
     commit_snapshot,
-    list_snapshots,
+    head_and_next_number,
+    list_live_snapshots,
     load_chain,
     load_snapshot,
     make_snapshot,
+    snapshot_numbers,
 )
 from data.store import ObjectNotFoundError, Store
 from data.types import Reject, ShardInfo
@@ -35,7 +39,7 @@ RunAll = Callable[[ShardPlans], Iterable[ShardResult]]
 Plans are made as they are taken, so no more should be taken than are worked on.
 """
 
-_MAX_COMMIT_TRIES = 10
+_MAX_COMMIT_TRIES = 64
 
 
 def plan_build(listing: CorpusListing, config: ShardingConfig) -> ShardPlans:
@@ -43,7 +47,7 @@ def plan_build(listing: CorpusListing, config: ShardingConfig) -> ShardPlans:
 
     Raises `InputError` for a class without a train image and for no eval image (unless `eval_fraction` is 0).
     """
-    _check_counts(listing.counts, listing.classes, needs_eval=config.eval_fraction > 0)
+    check_counts(listing.counts, listing.classes, needs_eval=config.eval_fraction > 0)
     return ShardPlans(listing, classes=listing.classes, shard_size_bytes=config.shard_size_bytes)
 
 
@@ -65,18 +69,20 @@ def build_snapshot(
     listing = listing or list_for_build(corpus, config)
     plans = plan_build(listing, config)
     record = _build_record_path(listing, config)
-    if (finished := _finished_build(dataset, record)) is not None:
-        return finished
-    results = list(run_all(plans))
-    left_out = _left_out(listing)
-    _check_rejects([*left_out, *_rejects(results)], listing.num_images, config.max_reject_fraction)
-    written = deduplicate(results, listing, dataset, known={}, leak_policy=config.leak_policy)
-    written, near = settle_near_duplicates(written, listing, dataset, known={}, config=config)
-    counts = _named_counts(written.label_counts, listing.classes)
-    _check_counts(counts, listing.classes, needs_eval=config.eval_fraction > 0)
-    described = _describe(None, listing, listing.classes, written, near, left_out, dataset)
-    snapshot = _commit_root(dataset, described)
-    dataset.put(record, json.dumps({"snapshot": snapshot.id}).encode())
+    with building(dataset) as lease:
+        if (finished := _finished_build(dataset, record)) is not None:
+            return finished
+        results = list(run_all(plans))
+        left_out = _left_out(listing)
+        check_rejects([*left_out, *_rejects(results)], listing.num_images, config.max_reject_fraction)
+        written = deduplicate(results, listing, dataset, known={}, leak_policy=config.leak_policy)
+        written, near = settle_near_duplicates(written, listing, dataset, known={}, config=config)
+        counts = named_counts(written.label_counts, listing.classes)
+        check_counts(counts, listing.classes, needs_eval=config.eval_fraction > 0)
+        described = describe_snapshot(None, 1, listing, listing.classes, written, near, left_out, dataset)
+        lease.check()
+        snapshot = _commit_root(dataset, described)
+        dataset.put(record, json.dumps({"snapshot": snapshot.id}).encode())
     return snapshot
 
 
@@ -97,16 +103,18 @@ def append_snapshot(
     or move a class of the parent, `SnapshotConflictError` where HEAD does not descend from `parent` or
     conflicts do not end.
     """
+    check_live(dataset, parent.id)
     check_classes(config, parent)
     listing = list_for_append(corpus, config)
-    for _ in range(_MAX_COMMIT_TRIES):
-        try:
-            return _append_once(parent, listing, dataset, config, run_all)
-        except SnapshotConflictError:
-            head = load_snapshot(dataset, "HEAD")
-            if parent.id not in {ancestor.id for ancestor in load_chain(dataset, head)}:
-                raise
-            parent = head
+    with building(dataset) as lease:
+        for _ in range(_MAX_COMMIT_TRIES):
+            try:
+                return _append_once(parent, listing, dataset, config, run_all, lease)
+            except SnapshotConflictError:
+                head = load_snapshot(dataset, "HEAD")
+                if parent.id not in {ancestor.id for ancestor in load_chain(dataset, head)}:
+                    raise
+                parent = head
     raise SnapshotConflictError(
         f"{dataset.uri}: {_MAX_COMMIT_TRIES} other writers committed first; try again"
     )
@@ -145,6 +153,8 @@ def _finished_build(dataset: Store, record_path: str) -> Snapshot | None:
         snapshot_id = json.loads(dataset.get(record_path))["snapshot"]
     except ObjectNotFoundError:
         return None
+    if snapshot_id in retired_ids(dataset):
+        return None
     try:
         return load_snapshot(dataset, snapshot_id)
     except InputError:
@@ -154,11 +164,10 @@ def _finished_build(dataset: Store, record_path: str) -> Snapshot | None:
 def _commit_root(dataset: Store, snapshot: Snapshot) -> Snapshot:
     """Commit under the next free number, or return the same snapshot if it is there already."""
     for _ in range(_MAX_COMMIT_TRIES):
-        existing = list_snapshots(dataset)
-        for other in existing:
+        number = max(snapshot_numbers(dataset), default=0) + 1
+        for other in list_live_snapshots(dataset):
             if other.content_sha256 == snapshot.content_sha256:
                 return replace(snapshot, number=other.number)
-        number = existing[-1].number + 1 if existing else 1
         try:
             return commit_snapshot(dataset, replace(snapshot, number=number))
         except SnapshotConflictError:
@@ -169,8 +178,18 @@ def _commit_root(dataset: Store, snapshot: Snapshot) -> Snapshot:
 
 
 def _append_once(
-    parent: Snapshot, listing: CorpusListing, dataset: Store, config: ShardingConfig, run_all: RunAll
+    parent: Snapshot,
+    listing: CorpusListing,
+    dataset: Store,
+    config: ShardingConfig,
+    run_all: RunAll,
+    lease: Lease,
 ) -> Snapshot | None:
+    head, number = head_and_next_number(dataset)
+    if head.id != parent.id:
+        raise SnapshotConflictError(
+            f"{dataset.uri}: snapshot {head.number} was committed by another writer as {head.id}"
+        )
     fresh = new_records(dataset, parent, listing)
     if not fresh.num_images:
         return None
@@ -187,8 +206,10 @@ def _append_once(
         rejects = (*left_out, *written.rejects)
         remember_rejects(dataset, parent, fresh, {reject.key: reject.reason for reject in rejects})
         return None
-    _check_counts(_named_counts(written.label_counts, classes), added, needs_eval=False)
-    return commit_snapshot(dataset, _describe(parent, fresh, classes, written, near, left_out, dataset))
+    check_counts(named_counts(written.label_counts, classes), added, needs_eval=False)
+    snapshot = describe_snapshot(parent, number, fresh, classes, written, near, left_out, dataset)
+    lease.check()
+    return commit_snapshot(dataset, snapshot)
 
 
 def _left_out(listing: CorpusListing) -> list[Reject]:
@@ -207,11 +228,12 @@ def _rejects(results: Iterable[ShardResult]) -> list[Reject]:
     return [reject for result in results for reject in result.rejects]
 
 
-def _named_counts(counts: Counter[tuple[str, int]], classes: Sequence[str]) -> Counter[tuple[str, str]]:
+def named_counts(counts: Counter[tuple[str, int]], classes: Sequence[str]) -> Counter[tuple[str, str]]:
+    """Return samples by split and class name."""
     return Counter({(split, classes[label]): count for (split, label), count in counts.items()})
 
 
-def _check_counts(counts: Counter[tuple[str, str]], classes: Iterable[str], *, needs_eval: bool) -> None:
+def check_counts(counts: Counter[tuple[str, str]], classes: Iterable[str], *, needs_eval: bool) -> None:
     """Refuse classes that cannot be learnt, and a dataset that cannot be evaluated."""
     for name in classes:
         if not counts["train", name]:
@@ -225,7 +247,8 @@ def _check_counts(counts: Counter[tuple[str, str]], classes: Iterable[str], *, n
         )
 
 
-def _check_rejects(rejects: Sequence[Reject], num_records: int, max_fraction: float) -> None:
+def check_rejects(rejects: Sequence[Reject], num_records: int, max_fraction: float) -> None:
+    """Refuse a corpus of which too much is unusable, with the top reasons."""
     if len(rejects) <= max_fraction * num_records:
         return
     reasons = Counter(reject.reason for reject in rejects).most_common(3)
@@ -237,8 +260,9 @@ def _check_rejects(rejects: Sequence[Reject], num_records: int, max_fraction: fl
     )
 
 
-def _describe(
+def describe_snapshot(
     parent: Snapshot | None,
+    number: int,
     listing: CorpusListing,
     classes: tuple[str, ...],
     written: Written,
@@ -252,6 +276,7 @@ def _describe(
         dataset,
         parent,
         written.shards,
+        number=number,
         classes=classes,
         stats={**_stats(parent, classes, written, rejects), "near_duplicates": near.counts},
         listing_digest=listing.digest,

@@ -94,3 +94,24 @@ def read_index(dataset: Store, shard: ShardInfo) -> Table:
             f"its snapshot says {shard.index_sha256[:12]}...; restore it or build the dataset again"
         )
     return parquet_table(content)
+
+
+def put_adopted_index(
+    dataset: Store,
+    split: str,
+    rows: Sequence[dict[str, Any]],
+    *,
+    path: str,
+    size_bytes: int,
+    crc32c: int,
+    sha256: str,
+) -> ShardInfo:
+    """Write the index of a tar that is not ours, which lies at `path`, and return it as a shard."""
+    content = parquet_bytes(rows, INDEX_SCHEMA)
+    index_sha256 = hashlib.sha256(content).hexdigest()
+    index_path = f"indexes/{split}-{index_sha256[:16]}.parquet"
+    dataset.put(index_path, content)
+    return ShardInfo(
+        path=path, index_path=index_path, num_samples=len(rows), size_bytes=size_bytes, crc32c=crc32c,
+        sha256=sha256, index_sha256=index_sha256,
+    )  # fmt: skip

@@ -17,7 +17,7 @@ import PIL
 import simplejpeg
 
 from data.image_check import BadImageError, CheckedImage, ImageLimits, check_image, quiet_pillow
-from data.shard_index import INDEX_SCHEMA, parquet_bytes, read_index
+from data.shard_index import INDEX_SCHEMA, parquet_bytes, put_adopted_index, read_index
 from data.shard_plan import ShardPlan
 from data.store import ObjectNotFoundError, Store, StoreError
 from data.tar_write import TarWriter
@@ -104,12 +104,18 @@ def write_shards_here(
 def rewrite_shard(dataset: Store, shard: ShardInfo, split: str, drop: Collection[str]) -> ShardInfo | None:
     """Write a shard again, from itself, without the samples named in `drop`; None if none is left.
 
+    Of an adopted shard only the index is: its tar stays as it is, and nothing reads those samples.
     The old objects stay: another snapshot or a receipt may name them.
     """
     dropped = set(drop)
     kept = [row for row in read_index(dataset, shard).to_pylist() if row["name"] not in dropped]
     if not kept:
         return None
+    if shard.is_adopted:
+        return put_adopted_index(
+            dataset, split, kept, path=shard.path, size_bytes=shard.size_bytes, crc32c=shard.crc32c,
+            sha256=shard.sha256,
+        )  # fmt: skip
     rows = {row["key"]: row for row in kept}
     with temporary_folder("shard-") as scratch:
         old_path, new_path = scratch / "old.tar", scratch / "new.tar"

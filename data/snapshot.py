@@ -8,6 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from data.errors import InputError
+from data.lease import store_time_s
+from data.retirement import retired_ids
 from data.shard_index import read_index as read_index
 from data.shard_list import ShardList, extend_shard_lists, read_shard_lists
 from data.store import ObjectNotFoundError, Store, StoreError
@@ -70,7 +72,12 @@ class Snapshot(SnapshotHeader):
 
 
 def make_snapshot(
-    dataset: Store, parent: Snapshot | None, shards: Mapping[str, Sequence[ShardInfo]], **about: Any
+    dataset: Store,
+    parent: Snapshot | None,
+    shards: Mapping[str, Sequence[ShardInfo]],
+    *,
+    number: int | None = None,
+    **about: Any,
 ) -> Snapshot:
     """Return a snapshot that has `shards` (by split) after the parent's; its shard list is written.
 
@@ -78,7 +85,7 @@ def make_snapshot(
     """
     known = parent.splits if parent else {}
     return Snapshot(
-        number=parent.number + 1 if parent else 1,
+        number=number or (parent.number + 1 if parent else 1),
         parent=parent.id if parent else None,
         shard_lists=extend_shard_lists(dataset, parent.shard_lists if parent else (), known, shards),
         splits={split: (*known.get(split, ()), *new) for split, new in shards.items()},
@@ -106,22 +113,17 @@ def commit_snapshot(dataset: Store, snapshot: Snapshot) -> Snapshot:
 
 
 def load_snapshot(dataset: Store, snapshot_id: str) -> Snapshot:
-    """Return the snapshot with this id, or the newest for `HEAD`.
+    """Return the snapshot with this id, or the newest that is not retired for `HEAD`.
 
     Raises `InputError` if it is not there, `StoreError` if its file or a shard list is damaged.
     """
-    header = load_header(dataset, snapshot_id)
-    values = {field.name: getattr(header, field.name) for field in fields(SnapshotHeader)}
-    return Snapshot(**values, splits=read_shard_lists(dataset, header.shard_lists))
+    return _with_shards(dataset, load_header(dataset, snapshot_id))
 
 
 def load_header(dataset: Store, snapshot_id: str) -> SnapshotHeader:
     """Return a snapshot without its shards one by one; else as `load_snapshot`."""
     if snapshot_id == "HEAD":
-        numbers = snapshot_numbers(dataset)
-        if not numbers:
-            raise InputError(f"no snapshot in {dataset.uri}: shard a corpus into it first")
-        return _read(dataset, snapshot_path(numbers[-1]))
+        return _head_and_next_number(dataset)[0]
     number_text = snapshot_id.partition("-")[0]
     if number_text.isascii() and number_text.isdigit():
         try:
@@ -134,6 +136,41 @@ def load_header(dataset: Store, snapshot_id: str) -> SnapshotHeader:
     raise InputError(f"snapshot {snapshot_id!r} is not in {dataset.uri}: there are {known}")
 
 
+def head_and_next_number(dataset: Store) -> tuple[Snapshot, int]:
+    """Return the newest snapshot that is not retired, and the number that an append to it takes.
+
+    Both from one listing: whoever wins that number has appended to what was HEAD until then.
+    Raises `InputError` where there is no live snapshot.
+    """
+    header, number = _head_and_next_number(dataset)
+    return _with_shards(dataset, header), number
+
+
+def _head_and_next_number(dataset: Store) -> tuple[SnapshotHeader, int]:
+    numbers, retired = snapshot_numbers(dataset), retired_ids(dataset)
+    for number in reversed(numbers):
+        header = _read(dataset, snapshot_path(number))
+        if header.id not in retired:
+            return header, numbers[-1] + 1
+    if numbers:
+        raise InputError(
+            f"all {len(numbers)} snapshots in {dataset.uri} are retired: bring one back with "
+            "pipelines/shard.py retire --undo --snapshot ID, or create one anew"
+        )
+    raise InputError(f"no snapshot in {dataset.uri}: shard a corpus into it first")
+
+
+def _with_shards(dataset: Store, header: SnapshotHeader) -> Snapshot:
+    values = {field.name: getattr(header, field.name) for field in fields(SnapshotHeader)}
+    return Snapshot(**values, splits=read_shard_lists(dataset, header.shard_lists))
+
+
+def list_live_snapshots(dataset: Store) -> list[SnapshotHeader]:
+    """Return the snapshots that are not retired, oldest first."""
+    retired = retired_ids(dataset)
+    return [header for header in list_snapshots(dataset) if header.id not in retired]
+
+
 def list_snapshots(dataset: Store) -> list[SnapshotHeader]:
     """Return all snapshots, oldest first."""
     return [_read(dataset, snapshot_path(number)) for number in snapshot_numbers(dataset)]
@@ -144,6 +181,13 @@ def snapshot_numbers(dataset: Store) -> list[int]:
     names = (info.path.rpartition("/")[2] for info in dataset.list("snapshots"))
     stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
     return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
+
+
+def snapshot_ages_s(dataset: Store) -> dict[int, float]:
+    """Return how long ago each snapshot was committed, by number and by the store's clock."""
+    now_s = store_time_s(dataset)
+    modified_s = {info.path: info.modified_s for info in dataset.list("snapshots")}
+    return {number: now_s - modified_s[snapshot_path(number)] for number in snapshot_numbers(dataset)}
 
 
 def load_chain(dataset: Store, snapshot: SnapshotHeader) -> list[SnapshotHeader]:

@@ -15,6 +15,8 @@ class ObjectInfo:
     size_bytes: int
     etag: str
     """The store's etag, or the modification time in ns for a folder."""
+    modified_s: float
+    """When it was last written, by the store's clock: seconds since 1970, in S3 whole ones."""
 
 
 class StoreError(OSError):
@@ -27,6 +29,14 @@ class ObjectNotFoundError(StoreError):
 
 class CorruptShardError(StoreError):
     """A shard's bytes are not those that its index or snapshot names, in the store as well."""
+
+
+class RangeSource(Protocol):
+    """What can be read by ranges: every `Store`, and less than one."""
+
+    def get_range(self, path: str, start: int, size_bytes: int) -> bytes:
+        """Read part of an object."""
+        ...
 
 
 class Store(Protocol):

@@ -73,6 +73,11 @@ class ShardInfo:
     sha256: str
     index_sha256: str
 
+    @property
+    def is_adopted(self) -> bool:
+        """Return whether the tar is somebody else's, indexed where it lies: we never delete it."""
+        return self.index_path.startswith("indexes/")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:

@@ -8,6 +8,7 @@ from typing import Any
 
 import google_crc32c
 
+from data.retirement import damaged_entries
 from data.shard_index import is_named_by_content, parquet_table
 from data.snapshot import Snapshot, load_chain, seen_paths
 from data.store import ObjectNotFoundError, Store
@@ -54,7 +55,7 @@ def verify_shard(shard: ShardInfo, *, dataset: Store) -> tuple[Damage, ...]:
 def verify_lists(snapshot: Snapshot, dataset: Store) -> tuple[Damage, ...]:
     """Check the listings and quarantines of the snapshot and its ancestors, which an append reads.
 
-    Their names are those of their content.
+    Their names are those of their content. Also the retirements of any snapshot, which HEAD depends on.
     """
     chain = load_chain(dataset, snapshot)
     paths = [path for one in chain for path in (*one.listing_paths, one.quarantine_path) if path is not None]
@@ -63,6 +64,7 @@ def verify_lists(snapshot: Snapshot, dataset: Store) -> tuple[Damage, ...]:
         content = _get(dataset, path, found)
         if content is not None and not is_named_by_content(path, content):
             found.append(Damage(path=path, problem=_OTHER_BYTES))
+    found += [Damage(path=path, problem="is not a retirement record") for path in damaged_entries(dataset)]
     return tuple(found)
 
 
@@ -89,7 +91,7 @@ def _compare(shard: ShardInfo, rows: list[dict[str, Any]], tar: Path) -> tuple[D
         problem = f"has {len(rows)} rows, the snapshot says {shard.num_samples}"
         return (Damage(path=shard.index_path, problem=problem),)
     with tarfile.open(tar) as members:
-        offsets = {member.name: member.offset_data for member in members}
+        offsets = {member.name.removeprefix("./"): member.offset_data for member in members}
     found: list[Damage] = []
     with tar.open("rb") as file:
         for number, row in enumerate(rows):

@@ -206,9 +206,15 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
         if entry.is_dir():
             yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", (*above, identity))
         elif entry.is_file():
-            info = entry.stat()
+            try:
+                info = entry.stat()
+            except FileNotFoundError:
+                continue  # deleted since the folder was read
             yield ObjectInfo(
-                path=f"{prefix}{entry.name}", size_bytes=info.st_size, etag=str(info.st_mtime_ns)
+                path=f"{prefix}{entry.name}",
+                size_bytes=info.st_size,
+                etag=str(info.st_mtime_ns),
+                modified_s=info.st_mtime,
             )
 
 

@@ -61,6 +61,11 @@ class S3Store:
         check_object_path(path)
         return f"{self.prefix}/{path}" if self.prefix else path
 
+    def presigned_url(self, path: str, lifetime_s: int) -> str:
+        """Return a URL that anybody may read the object at for so long; nothing is asked of the store."""
+        where = {"Bucket": self.bucket, "Key": self.key(path)}
+        return self._client.get().generate_presigned_url("get_object", Params=where, ExpiresIn=lifetime_s)
+
     def in_haste(self) -> "S3Store":
         """Return the same store with little patience, for checks."""
         return S3Store(bucket=self.bucket, prefix=self.prefix, _client=LazyClient(HASTE))
@@ -251,6 +256,13 @@ class S3Store:
 
 def _info(entry: "ObjectTypeDef", root: str) -> ObjectInfo:
     key, size_bytes, etag = entry.get("Key"), entry.get("Size"), entry.get("ETag")
+    modified = entry.get("LastModified")
     assert key is not None, "S3 lists every object with its key"
     assert size_bytes is not None, "S3 lists every object with its size"
-    return ObjectInfo(path=key.removeprefix(root), size_bytes=size_bytes, etag=(etag or "").strip('"'))
+    assert modified is not None, "S3 lists every object with its time"
+    return ObjectInfo(
+        path=key.removeprefix(root),
+        size_bytes=size_bytes,
+        etag=(etag or "").strip('"'),
+        modified_s=modified.timestamp(),
+    )

@@ -23,7 +23,7 @@ from infra.folder_store import FolderStore
 from infra.s3_client import LazyClient, S3Patience
 from infra.s3_store import S3Store
 
-__all__ = ["FolderStore", "S3Store", "check_store", "open_store"]
+__all__ = ["FolderStore", "S3Store", "check_store", "open_store", "readable_url"]
 
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
@@ -50,6 +50,14 @@ def open_store(uri: str, *, max_wait_s: float = 60.0) -> Store:
             raise InputError(f"store {uri!r} names a host: write file:///path with three slashes")
         return FolderStore(root=Path(unquote(rest.removeprefix("localhost"))))
     return FolderStore(root=Path(uri).expanduser().absolute())
+
+
+def readable_url(store: Store, path: str, lifetime_s: int) -> str:
+    """Return where another program can read an object: a presigned URL, or the path of a file."""
+    if isinstance(store, S3Store):
+        return store.presigned_url(path, lifetime_s)
+    assert isinstance(store, FolderStore), "open_store makes no other store"
+    return str(store.root / path)
 
 
 def check_store(store: Store, *, writable: bool = True) -> None:

@@ -1,11 +1,12 @@
 """One job's hands: the root, the registry and MLflow, and the stages and review built on them."""
 
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from data.corpus_listing import CorpusListing
 from data.crop import DecodeConfig
+from data.lease import pin
 from data.sharding_config import ShardingConfig
 from infra.registry import Registry, VersionInfo
 from infra.store import open_store
@@ -16,7 +17,7 @@ from pipelines.evaluation import EvalReport
 from pipelines.job import TrackedJob, announce, check_resources, code_version, connect_to_ray
 from pipelines.review import Candidate, Review, log_report
 from pipelines.stage import Materializer, Stage, StageRecord, Workspace
-from pipelines.stages import evaluate_stage, shard_stage, train_stage
+from pipelines.stages import DatasetRef, evaluate_stage, shard_stage, train_stage
 
 
 class Session:
@@ -31,6 +32,8 @@ class Session:
         self.registry = Registry(tracking_uri=tracking_uri)
         self._tracked: TrackedJob | None = None
         self._materializer: Materializer | None = None
+        self._pins = ExitStack()
+        self._pinned: set[DatasetRef] = set()
 
     def connect(self) -> None:
         """Join the cluster and check that it can hold the workers."""
@@ -52,10 +55,22 @@ class Session:
             self.root,
             provenance={"code_version": code_version()},
             announce=announce,
-            observe=self._tracked.run_stage,
+            observe=self._run_pinned,
         )
-        with self._tracked.running():
+        with self._tracked.running(), self._pins:
             yield
+
+    def _run_pinned(self, workspace: Workspace) -> Mapping[str, Any]:
+        """Run a stage holding a lease on each snapshot that it reads, until the job ends."""
+        for record in workspace.inputs:
+            if {"dataset_path", "snapshot_id"} <= record.output.keys():
+                self._pin(DatasetRef.from_record(record))
+        return self.tracked.run_stage(workspace)
+
+    def _pin(self, reference: DatasetRef) -> None:
+        if reference not in self._pinned:
+            self._pins.enter_context(pin(self.root.sub(reference.path), reference.snapshot_id))
+            self._pinned.add(reference)
 
     @property
     def tracked(self) -> TrackedJob:

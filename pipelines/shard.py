@@ -16,9 +16,12 @@ from collections.abc import Sequence
 
 from data.errors import InputError
 from pipelines import (
+    shard_adopt_command,
     shard_card_command,
+    shard_life_commands,
     shard_order_command,
     shard_read_commands,
+    shard_show_command,
     shard_write_commands,
 )
 from pipelines.config import parse_config, with_flags
@@ -26,8 +29,11 @@ from pipelines.job import announce, run_main
 
 COMMANDS = {
     **shard_write_commands.COMMANDS,
+    **shard_adopt_command.COMMANDS,
+    **shard_show_command.COMMANDS,
     **shard_read_commands.COMMANDS,
     **shard_order_command.COMMANDS,
+    **shard_life_commands.COMMANDS,
     **shard_card_command.COMMANDS,
 }
 
@@ -47,7 +53,9 @@ def main(argv: Sequence[str]) -> int:
         for option in argv[1:]
     ]
     config = parse_config(
-        command.config_type, with_flags(options, "--json", "--dry_run"), command.description
+        command.config_type,
+        with_flags(options, "--json", "--dry_run", "--undo", "--urls"),
+        command.description,
     )
     started_s = time.monotonic()
     outcome = command.run(config)

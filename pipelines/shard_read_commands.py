@@ -1,11 +1,11 @@
-"""`show`, `diff` and `verify` of `pipelines/shard.py`: they write nothing."""
+"""`diff` and `verify` of `pipelines/shard.py`: they write nothing."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
 from data.errors import InputError
-from data.snapshot import load_snapshot, snapshot_numbers
+from data.snapshot import load_snapshot
 from data.snapshot_diff import diff_snapshots
 from data.store import Store
 from data.types import ShardInfo
@@ -17,16 +17,12 @@ from pipelines.shard_command import (
     Outcome,
     ShardRuntime,
     counts,
-    describe_snapshot,
     open_to_read,
     require,
     shorten,
-    snapshot_values,
     split_names,
 )
 from pipelines.shard_tasks import ShardProgress
-
-_SHOWN_CLASSES = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,25 +53,6 @@ class VerifyConfig(ReadConfig):
     """Options of `verify`."""
 
     runtime: ShardRuntime = field(default_factory=ShardRuntime)
-
-
-def show(config: ReadConfig) -> Outcome:
-    """Show what a snapshot holds, and which snapshots there are."""
-    dataset = open_to_read(config.dataset)
-    snapshot = load_snapshot(dataset, config.snapshot)
-    announce(describe_snapshot(snapshot))
-    splits = split_names(snapshot)
-    rows = [(name, *(snapshot.stats[split][name] for split in splits)) for name in snapshot.classes]
-    width = max(len(name) for name in ("class", *snapshot.classes))
-    announce(f"{'class':{width}}  " + "  ".join(f"{split:>9}" for split in splits))
-    for name, *numbers in rows[:_SHOWN_CLASSES]:
-        announce(f"{name:{width}}  " + "  ".join(f"{number:>9,}" for number in numbers))
-    if len(rows) > _SHOWN_CLASSES:
-        announce(f"and {len(rows) - _SHOWN_CLASSES} more classes; --json has them all")
-    snapshots = snapshot_numbers(dataset)
-    announce(f"snapshots: {shorten([str(number) for number in snapshots])}")
-    by_class = {split: dict(snapshot.stats[split]) for split in snapshot.splits}
-    return Outcome(values={**snapshot_values(snapshot), "by_class": by_class, "snapshots": snapshots})
 
 
 def diff(config: DiffConfig) -> Outcome:
@@ -128,9 +105,6 @@ def _verify_shards(shards: Sequence[ShardInfo], dataset: Store, num_workers: int
 
 
 COMMANDS = {
-    "show": Command(
-        config_type=ReadConfig, run=show, description="Show what a snapshot holds, and which there are."
-    ),
     "diff": Command(
         config_type=DiffConfig, run=diff, description="Say what a snapshot has that another has not."
     ),

@@ -12,7 +12,7 @@ from data.errors import InputError
 from data.list_corpus import list_for_append, list_for_build
 from data.outcomes import new_records
 from data.sharding_config import ShardingConfig
-from data.snapshot import Snapshot, list_snapshots, load_snapshot
+from data.snapshot import Snapshot, list_live_snapshots, load_snapshot
 from data.store import Store
 from infra.store import check_store, open_store
 from pipelines.corpus import Corpus, CorpusPlace, open_corpus
@@ -125,7 +125,7 @@ def _run_all(config: WriteConfig, corpus: Corpus, dataset: Store) -> RunAll:
 
 def _refuse_another_root(dataset: Store, listing: CorpusListing) -> None:
     """A second first snapshot would hide what was appended to the other one."""
-    snapshots = list_snapshots(dataset)
+    snapshots = list_live_snapshots(dataset)
     if snapshots and not any(s.parent is None and s.listing_digest == listing.digest for s in snapshots):
         raise InputError(
             f"{dataset.uri} holds snapshot {snapshots[-1].id} of other images already: "

@@ -7,10 +7,11 @@ from typing import Any
 
 from coatnet.progress import Progress, format_progress
 from data.build import build_snapshot
+from data.class_runs import measure_class_runs
 from data.corpus_listing import CorpusListing
 from data.crop import DecodeConfig
 from data.sharding_config import ShardingConfig
-from data.snapshot import Snapshot
+from data.snapshot import Snapshot, load_snapshot
 from data.store import Store
 from infra.ray_runtime import run_workers
 from infra.tracking import RunRef, Tracker
@@ -120,6 +121,7 @@ def train_stage(
 
     def run(workspace: Workspace) -> Mapping[str, Any]:
         reference = DatasetRef.from_record(workspace.inputs[0])
+        _warn_of_sorted_shards(root.sub(reference.path), reference.snapshot_id, announce)
         start = workspace.inputs[1].output["model_path"] if initial is not None else None
         run_ref = run_of(workspace)
         _log_mixture(phase, run_ref)
@@ -211,6 +213,13 @@ def evaluate_stage(
         inputs=(dataset, model),
         run=run,
     )
+
+
+def _warn_of_sorted_shards(dataset: Store, snapshot_id: str, announce: Announce) -> None:
+    """Say so where adopted shards were not shuffled; of shards of ours nothing is read."""
+    runs = measure_class_runs(dataset, load_snapshot(dataset, snapshot_id).splits["train"])
+    if runs.is_sorted:
+        announce(runs.warning)
 
 
 def _show(announce: Announce, progress: Progress) -> None:

@@ -3,7 +3,7 @@
 import io
 from typing import Any
 
-from data.store import ObjectInfo, Store
+from data.store import ObjectInfo, RangeSource, Store
 
 _PIECE_BYTES = 4 << 20
 # What a request costs, in bytes that would be read meanwhile: about 10 ms at 100 MB/s. Over a longer
@@ -15,7 +15,7 @@ _SHORT_PIECE_BYTES = 64 << 10
 class RangeReader:
     """Reads parts of an object, mostly forward; holds one piece of it (4 MiB, or one longer part)."""
 
-    def __init__(self, store: Store, path: str, size_bytes: int) -> None:
+    def __init__(self, store: RangeSource, path: str, size_bytes: int) -> None:
         """`size_bytes` is the object's size, as its listing says."""
         self._store, self._path, self._object_size_bytes = store, path, size_bytes
         self._piece, self._piece_start = b"", 0

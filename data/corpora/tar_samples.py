@@ -12,7 +12,7 @@ from data.corpora.class_folders import IMAGE_EXTENSIONS
 from data.corpora.range_reader import RangeReader
 from data.corpora.tar_scan import TarMember, TarSpan, iter_members, open_span
 from data.errors import InputError
-from data.store import Store
+from data.store import RangeSource
 
 SAMPLE_SCHEMA: Any = pa.schema(
     [
@@ -44,7 +44,7 @@ class _Group:
     extensions: set[str] = field(default_factory=set[str])
 
 
-def scan_samples(span: TarSpan, *, store: Store, image_extension: str = "") -> Table:
+def scan_samples(span: TarSpan, *, store: RangeSource, image_extension: str = "") -> Table:
     """Return the samples of a tar: neighbours with one key, as webdataset groups them (`SAMPLE_SCHEMA`).
 
     Reads the tar once from front to back, and past members of more than 1 MiB. `image_extension` says

@@ -11,7 +11,7 @@ from typing import NamedTuple, NoReturn
 
 from data.corpora.range_reader import RangeReader
 from data.errors import InputError
-from data.store import ObjectInfo, Store
+from data.store import ObjectInfo, RangeSource
 
 _BLOCK_BYTES = 512
 _OCTAL = b"01234567"
@@ -70,7 +70,7 @@ class TarMember(NamedTuple):
     size_bytes: int
 
 
-def open_span(store: Store, span: TarSpan) -> RangeReader:
+def open_span(store: RangeSource, span: TarSpan) -> RangeReader:
     """Return what reads the span's headers, and its members on the way, in one pass."""
     return RangeReader(store, span.path, span.object_size_bytes)
 

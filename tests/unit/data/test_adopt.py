@@ -1,0 +1,330 @@
+"""WebDataset tars of somebody else's become a dataset where they lie."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from data.adopt import AdoptOptions, adopt_tars, plan_tars
+from data.adopt_scan import ScannedTar, TarPlan, scan_tar
+from data.build import append_snapshot
+from data.collect import collect_garbage
+from data.crop import DecodeConfig
+from data.decode import decode_eval
+from data.errors import InputError
+from data.image_check import ImageLimits, check_image, quiet_pillow
+from data.loader import EvalLoader, TrainLoader
+from data.order import OrderConfig
+from data.retirement import retire_snapshot
+from data.shard_index import parquet_table, read_index
+from data.shard_write import write_shards_here
+from data.sharding_config import ShardingConfig
+from data.snapshot import Snapshot, load_snapshot
+from data.snapshot_diff import diff_snapshots
+from data.store import Store
+from data.verify import verify_lists, verify_shard
+from infra.folder_store import FolderStore
+from tests.image_samples import encode, fill, jpeg, png
+from tests.small_dataset import picture
+
+Sample = Mapping[str, Any]
+OPTIONS = AdoptOptions(max_reject_fraction=1.0)
+
+
+def write_tar(dataset: FolderStore, path: str, samples: Sequence[Sample]) -> None:
+    (dataset.root / path).parent.mkdir(parents=True, exist_ok=True)
+    with webdataset.TarWriter(str(dataset.root / path), mtime=0) as writer:
+        for sample in samples:
+            writer.write(sample)
+
+
+def sample(key: str, label: int | str, seed: int, extension: str = "png") -> Sample:
+    return {"__key__": key, extension: (png if extension == "png" else jpeg)(seed), "cls": str(label)}
+
+
+def adopt(
+    dataset: Store, options: AdoptOptions = OPTIONS, classes: Sequence[str] | None = None
+) -> Snapshot | None:
+    def scan_all(plans: Sequence[TarPlan]) -> list[ScannedTar]:
+        return [scan_tar(plan, dataset=dataset) for plan in plans]
+
+    return adopt_tars(dataset, options, scan_all, plans=plan_tars(dataset, options), classes=classes)
+
+
+def rows(dataset: Store, snapshot: Snapshot, split: str = "train") -> list[dict[str, Any]]:
+    return [row for one in snapshot.splits[split] for row in read_index(dataset, one).to_pylist()]
+
+
+def reasons(dataset: Store, snapshot: Snapshot) -> dict[str, str]:
+    assert snapshot.quarantine_path is not None
+    return {
+        row["key"]: row["reason"] for row in parquet_table(dataset.get(snapshot.quarantine_path)).to_pylist()
+    }
+
+
+def damages(snapshot: Snapshot, dataset: Store) -> list[str]:
+    shards = [shard for found in snapshot.splits.values() for shard in found]
+    found = [damage for shard in shards for damage in verify_shard(shard, dataset=dataset)]
+    return [damage.path for damage in (*found, *verify_lists(snapshot, dataset))]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> FolderStore:
+    """Two train tars and an eval one, of the classes 0 and 1, with folders and dots in their keys."""
+    store = FolderStore(root=tmp_path / "wds")
+    for tar in range(2):
+        some = [sample(f"a/{number:03d}", number % 2, 100 * tar + number) for number in range(10)]
+        write_tar(store, f"train/{tar}.tar", [*some, sample("b", 1, 100 * tar + 50, "jpg")])
+    write_tar(store, "val/0.tar", [sample(f"v{number}", number % 2, 900 + number) for number in range(5)])
+    return store
+
+
+def test_tars_are_indexed_where_they_lie(dataset: FolderStore) -> None:
+    before = {info.path: dataset.get(info.path) for info in dataset.list()}
+    snapshot = adopt(dataset)
+    assert snapshot is not None
+    assert snapshot.classes == ("0", "1")
+    assert snapshot.stats["samples"] == {"train": 22, "eval": 5}
+    assert [shard.path for shard in snapshot.splits["train"]] == ["train/0.tar", "train/1.tar"]
+    assert {path: dataset.get(path) for path in before} == before
+    for row in [*rows(dataset, snapshot), *rows(dataset, snapshot, "eval")]:
+        content = dataset.get_range(row["path"], row["offset"], row["size"])
+        assert Image.open(io.BytesIO(content)).size == (row["width"], row["height"])
+        assert row["name"] == f"{row['path']}/{row['key']}.{row['extension']}"
+    assert damages(snapshot, dataset) == []
+    assert adopt(dataset) is None, "nothing is new"
+    assert load_snapshot(dataset, "HEAD") == snapshot
+
+
+def test_the_loader_reads_adopted_shards_as_our_own(dataset: FolderStore, tmp_path: Path) -> None:
+    snapshot = adopt(dataset, classes=("cat", "dog"))
+    assert snapshot is not None
+    decode = DecodeConfig(image_size_px=8)
+    order = OrderConfig(global_batch_size=4, num_lanes=2, shuffle_window=8, seed=0)
+    about = {
+        "store": dataset,
+        "snapshot": snapshot,
+        "decode": decode,
+        "rank": 0,
+        "world_size": 1,
+        "cache": None,
+    }
+    loader = TrainLoader(split="train", order=order, **about)
+    batches = list(loader.batches(0))
+    keys = [key for batch in batches for key in batch.keys]
+    assert len(keys) == len(set(keys)) == 20
+    labels = {row["name"]: row["labels"][0] for row in rows(dataset, snapshot)}
+    assert all(labels[key] == label for b in batches for key, label in zip(b.keys, b.labels_B, strict=True))
+    found = [key for b in EvalLoader(split="eval", batch_size=4, **about).batches() for key in b.keys if key]
+    assert sorted(found) == [f"val/0.tar/v{number}.png" for number in range(5)]
+    assert loader.bad_keys == ()
+
+
+def test_twice_the_same_image_is_left_out_of_the_index_only(dataset: FolderStore) -> None:
+    write_tar(dataset, "train/2.tar", [sample("twin", 1, 3), sample("new", 1, 700), sample("leak", 1, 901)])
+    with pytest.raises(
+        InputError, match=r"stand in both train and eval: 'train/2\.tar/leak\.png' = 'val/0\.tar/v1"
+    ):
+        adopt(dataset)
+    snapshot = adopt(dataset, replace(OPTIONS, leak_policy="drop_train"))
+    assert snapshot is not None
+    assert reasons(dataset, snapshot) == {"train/2.tar/twin.png": "duplicate", "train/2.tar/leak.png": "leak"}
+    (shard,) = (shard for shard in snapshot.splits["train"] if shard.path == "train/2.tar")
+    assert read_index(dataset, shard).column("key").to_pylist() == ["new"]
+    assert shard.num_samples == 1
+    assert snapshot.stats["samples"]["train"] == 23
+    assert damages(snapshot, dataset) == []
+
+
+def test_labels_from_json_and_names_from_a_list(tmp_path: Path) -> None:
+    store = FolderStore(root=tmp_path)
+    samples = [
+        {"__key__": f"{n}", "png": png(n), "json": json.dumps({"label": n % 3, "name": "xyz"[n % 3]})}
+        for n in range(9)
+    ]
+    write_tar(store, "all.tar", samples)
+    by_number = adopt(store, replace(OPTIONS, label="json:label"), classes=("ant", "bee", "cow"))
+    assert by_number is not None
+    assert by_number.classes == ("ant", "bee", "cow")
+    assert by_number.stats["train"] == {"ant": 3, "bee": 3, "cow": 3}
+    retire_snapshot(store, by_number.id, "other labels")
+    by_name = adopt(store, replace(OPTIONS, label="json:name"))
+    assert by_name is not None
+    assert by_name.stats["train"] == {"x": 3, "y": 3, "z": 3}
+
+
+def test_numeric_labels_keep_their_number_beyond_nine(tmp_path: Path) -> None:
+    store = FolderStore(root=tmp_path)
+    write_tar(store, "all.tar", [sample(f"{n}", n % 12, n) for n in range(24)])
+    snapshot = adopt(store)
+    assert snapshot is not None
+    assert snapshot.classes == tuple(str(n) for n in range(12))
+    assert {row["labels"][0] for row in rows(store, snapshot) if row["key"] == "10"} == {10}
+
+
+def test_an_append_and_another_adoption_go_on_from_it(dataset: FolderStore, tmp_path: Path) -> None:
+    first = adopt(dataset, classes=("cat", "dog"))
+    assert first is not None
+    twin = png(3)
+    incoming = fill(
+        tmp_path / "in", {"train/emu/1.png": png(800), "train/cat/2.png": png(801), "train/cat/t.png": twin}
+    )
+    config = ShardingConfig()
+    second = append_snapshot(
+        first, incoming, dataset, config, write_shards_here(incoming, dataset, config.limits)
+    )
+    assert second is not None
+    assert second.classes == ("cat", "dog", "emu")
+    assert "duplicate" in reasons(dataset, second).values()
+    write_tar(
+        dataset, "train/9.tar", [sample("x", "emu", 850), sample("y", "fox", 851), sample("z", "cat", 852)]
+    )
+    third = adopt(dataset)
+    assert third is not None
+    assert (third.parent, third.classes) == (second.id, ("cat", "dog", "emu", "fox"))
+    assert diff_snapshots(second, third, dataset).added["train"] == {"cat": 1, "emu": 1, "fox": 1}
+    assert damages(third, dataset) == []
+
+
+def test_gc_frees_the_index_and_never_the_tar(dataset: FolderStore) -> None:
+    tars = {info.path: info.etag for info in dataset.list()}
+    snapshot = adopt(dataset)
+    assert snapshot is not None
+    retire_snapshot(dataset, snapshot.id, "x")
+    collect_garbage(dataset, grace_s=0)
+    left = {info.path: info.etag for info in dataset.list()}
+    assert tars.items() <= left.items()
+    assert not [path for path in left if path.startswith(("indexes/", "staging/", "receipts/"))]
+    again = adopt(dataset)
+    assert again is not None
+    assert again.number == 2
+    assert damages(again, dataset) == []
+
+
+def test_damage_is_found(dataset: FolderStore) -> None:
+    snapshot = adopt(dataset)
+    assert snapshot is not None
+    shard = snapshot.splits["train"][0]
+    content = dataset.get(shard.path)
+    spoilt = bytearray(content)
+    spoilt[2000] ^= 1
+    dataset.put(shard.path, bytes(spoilt))
+    assert damages(snapshot, dataset) == [shard.path]
+    dataset.delete(shard.path)
+    assert damages(snapshot, dataset) == [shard.path]
+    dataset.put(shard.path, content + bytes(512))
+    with pytest.raises(InputError, match=r"train/0\.tar has \d+ bytes, \d+ when adopted"):
+        plan_tars(dataset, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "split"),
+    [
+        ({}, "a/imagenet-val-000.tar", "eval"), ({}, "x/train-valley.tar", "train"), ({}, "x/0.tar", "train"),
+        ({}, "test/0.tar", "eval"), ({"split": "eval"}, "train/0.tar", "eval"),
+        ({"eval_tars": "*-9*.tar"}, "train/part-90.tar", "eval"), ({"split": "train"}, "val/0.tar", "train"),
+    ],
+)  # fmt: skip
+def test_the_split_of_a_tar(tmp_path: Path, options: dict[str, Any], path: str, split: str) -> None:
+    store = FolderStore(root=tmp_path)
+    store.put(path, b"")
+    (plan,) = plan_tars(store, AdoptOptions(**options))
+    assert plan.split == split
+
+
+def test_bad_input_is_one_clear_line(tmp_path: Path) -> None:
+    store = FolderStore(root=tmp_path)
+    for wrong in (
+        {"label": "txt"},
+        {"label": "json:"},
+        {"split": "both"},
+        {"tars": ""},
+        {"max_reject_fraction": 2},
+    ):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            AdoptOptions(**wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match=r"no tar in .* matches '\*\.tar'"):
+        adopt(store)
+    write_tar(store, "bad.tar", [sample("x", 7, 0), sample("y", 0, 1)])
+    with pytest.raises(InputError, match=r"'bad\.tar' has the label '7'; with 2 classes"):
+        adopt(store, classes=("a", "b"))
+    with pytest.raises(InputError, match="2 of 2 images cannot be used"):
+        adopt(store, replace(OPTIONS, label="json:x", max_reject_fraction=0.1))
+    assert not list(store.list("snapshots"))
+
+
+KINDS = {
+    "jpeg, cmyk": lambda image: encode(image.convert("CMYK"), "JPEG", quality=95),
+    "jpeg, rotated": lambda image: encode(image, "JPEG", quality=95, exif=rotated()),
+    "jpeg, grey": lambda image: encode(image.convert("L"), "JPEG"),
+    "png, rotated": lambda image: encode(image, "PNG", exif=rotated()),
+    "png, 1 bit": lambda image: encode(image.convert("1"), "PNG"),
+    "png, palette": lambda image: encode(image.convert("P"), "PNG"),
+    "webp": lambda image: encode(image, "WEBP", lossless=True),
+    "webp, rotated": lambda image: encode(image, "WEBP", lossless=True, exif=rotated()),
+    "gif": lambda image: encode(image, "GIF"),
+    "gif, animated": lambda image: encode(image, "GIF", save_all=True, append_images=[image.rotate(90)]),
+    "bmp": lambda image: encode(image, "BMP"),
+    "tiff, cmyk": lambda image: encode(image.convert("CMYK"), "TIFF"),
+}
+REFUSED = {
+    "png, 16 bit": lambda image: encode(sixteen_bit(image), "PNG"),
+    "png, alpha": lambda image: encode(with_alpha(image), "PNG"),
+    "png, grey and alpha": lambda image: encode(with_alpha(image).convert("LA"), "PNG"),
+    "png, a transparent colour": lambda image: encode(image, "PNG", transparency=(1, 2, 3)),
+    "webp, alpha": lambda image: encode(with_alpha(image), "WEBP", lossless=True),
+    "tiff, 16 bit": lambda image: encode(sixteen_bit(image), "TIFF"),
+}
+
+
+def rotated() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def sixteen_bit(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    copy = image.copy()
+    copy.putalpha(image.convert("L"))
+    return copy
+
+
+def test_odd_images_look_as_a_build_would_write_them_or_are_rejects(tmp_path: Path) -> None:
+    store = FolderStore(root=tmp_path)
+    kinds = {**KINDS, **REFUSED}
+    contents = {
+        kind: make(Image.fromarray(picture(24, 32, n))) for n, (kind, make) in enumerate(kinds.items())
+    }
+    extension = {kind: {"jpeg": "jpg"}.get(word := kind.partition(",")[0], word) for kind in kinds}
+    samples = [{"__key__": str(n), extension[k]: contents[k], "cls": "0"} for n, k in enumerate(kinds)]
+    write_tar(
+        store, "odd.tar", [*samples, {"__key__": "cut", "png": contents["png, palette"][:-30], "cls": "0"}]
+    )
+    snapshot = adopt(store)
+    assert snapshot is not None
+    adopted = {list(kinds)[int(row["key"])]: row for row in rows(store, snapshot)}
+    assert set(adopted) == set(KINDS)
+    refused = reasons(store, snapshot)
+    assert refused.pop("odd.tar/cut.png") == "unreadable"
+    assert list(refused.values()) == ["needs_change"] * len(REFUSED)
+    config = DecodeConfig(image_size_px=24)
+    for kind, row in adopted.items():
+        with quiet_pillow():
+            written = check_image(contents[kind], ImageLimits())
+        assert (row["width"], row["height"]) == (written.width, written.height)
+        in_place, as_built = (np.zeros((24, 24, 3), dtype=np.uint8) for _ in range(2))
+        decode_eval(contents[kind], config, in_place)
+        decode_eval(written.image_bytes, config, as_built)
+        difference = np.abs(in_place.astype(int) - as_built.astype(int)).mean()
+        assert difference < (3 if kind.startswith("jpeg") else 0.01), kind  # a JPEG encoded once more
