@@ -121,7 +121,7 @@ def rewrite_shard(dataset: Store, shard: ShardInfo, split: str, drop: Collection
                     continue
                 file = old.extractfile(member)
                 assert file is not None
-                offset = new.add(member.name, file.read())
+                (offset,) = new.add([(member.name, file.read())])
                 if extension == rows[key]["extension"]:
                     rows[key]["offset"] = offset
         return _publish(new, new_path, kept, split, dataset)
@@ -230,7 +230,7 @@ def _add_sample(
     if len(sample.labels) == 1:
         members.append((f"{key}.cls", str(sample.labels[0]).encode()))
     members.append((f"{key}.json", json.dumps(about, separators=_JSON_SEPARATORS).encode()))
-    offset = tar.add_all(members)[0]
+    offset = tar.add(members)[0]
     return {
         "key": key, "name": record.key, "path": record.path, "offset": offset,
         "size": len(sample.image_bytes), "extension": sample.extension, "labels": list(sample.labels),

@@ -44,11 +44,7 @@ class TarWriter:
         """The hash (hex) of what was written so far."""
         return self._sha256.hexdigest()
 
-    def add(self, name: str, content: bytes) -> int:
-        """Append a member and return the byte offset of its content in the tar."""
-        return self.add_all([(name, content)])[0]
-
-    def add_all(self, members: Iterable[tuple[str, bytes]]) -> list[int]:
+    def add(self, members: Iterable[tuple[str, bytes]]) -> list[int]:
         """Append members (name, content) and return the byte offset of each content in the tar."""
         parts: list[bytes] = []
         offsets: list[int] = []

@@ -14,7 +14,7 @@ def test_members_offsets_and_hashes_are_right(tmp_path: Path) -> None:
     members = {"a.png": b"", "b" * 150 + ".png": b"x" * 512, "c.cls": b"7" * 513}
     with TarWriter(tmp_path / "a.tar") as tar:
         first, *rest = members.items()
-        offsets = [tar.add(*first), *tar.add_all(rest)]
+        offsets = [*tar.add([first]), *tar.add(rest)]
     content = (tmp_path / "a.tar").read_bytes()
     assert len(content) == tar.size_bytes
     assert len(content) % 10240 == 0
