@@ -11,6 +11,7 @@ from data.card_twins import near_pair_figures, reject_figures
 from data.html_page import Figure, bar_chart, escape, figures, table, tiles
 from data.quarantine import read_quarantine
 from data.snapshot import Snapshot
+from data.split import SPLITS
 from data.store import Store
 
 _MAX_CLASSES = 40
@@ -33,7 +34,7 @@ def head(snapshot: Snapshot) -> str:
     rejects = sum(snapshot.stats["rejects"].values())
     leaks = near.get("leaks", 0)
     numbers = [
-        *((f"{split} images", f"{count:,}", False) for split, count in samples.items()),
+        *((f"{split} images", f"{samples[split]:,}", False) for split in _splits(snapshot)),
         ("classes", f"{len(snapshot.classes):,}", False),
         ("in shards", size_text(sum(sizes.values())), False),
         ("left out", f"{rejects:,}", rejects > 0),
@@ -178,16 +179,15 @@ def parent_diff(snapshot: Snapshot, parent: Snapshot | None) -> str:
     if parent is None:
         return _section("parent", "Parent", "This is the first snapshot of the dataset.")
     rows: list[tuple[str, ...]] = []
+    splits = _splits(snapshot)
     for name in snapshot.classes:
-        more = [snapshot.stats[split][name] - parent.stats[split].get(name, 0) for split in snapshot.splits]
+        more = [snapshot.stats[split][name] - parent.stats[split].get(name, 0) for split in splits]
         if any(more):
             rows.append((name, "new" if name not in parent.classes else "", *(f"{n:+,}" for n in more)))
     rows.sort(key=lambda row: -sum(int(cell.replace(",", "")) for cell in row[2:]))
-    shared = sum(
-        len(set(snapshot.splits[split]) & set(parent.splits.get(split, ()))) for split in snapshot.splits
-    )
+    shared = sum(len(set(snapshot.splits[split]) & set(parent.splits.get(split, ()))) for split in splits)
     note = f"Parent {parent.id}; {shared:,} shards are its own, {len(rows):,} classes have more images."
-    grid = table(("class", "", *snapshot.splits), rows[:_MAX_ROWS])
+    grid = table(("class", "", *splits), rows[:_MAX_ROWS])
     more = f'<p class="dim">and {len(rows) - _MAX_ROWS:,} more classes</p>' if len(rows) > _MAX_ROWS else ""
     return _section("parent", "Parent", note, grid, more)
 
@@ -219,6 +219,11 @@ def _section(name: str, title: str, note: str, *parts: str) -> str:
 
 def _charts(charts: Iterable[str]) -> str:
     return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def _splits(snapshot: Snapshot) -> list[str]:
+    """Return the splits, train first: a snapshot that was read has its mappings in another order."""
+    return [split for split in SPLITS if split in snapshot.splits]
 
 
 def _class_counts(snapshot: Snapshot) -> list[tuple[int, int]]:

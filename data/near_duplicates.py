@@ -52,7 +52,7 @@ def find_near_pairs(
     *,
     max_distance: int,
     scratch: Path,
-    max_pairs: int,
+    max_pairs: int = 1_000_000,
     first_new: int = 0,
     part_rows: int = PART_ROWS,
 ) -> NearPairs:

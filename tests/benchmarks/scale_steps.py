@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from data.near_duplicates import find_near_pairs
 
 from data.duplicates import SplitShard, find_duplicates
 from data.list_corpus import list_for_build
 from data.listing import BATCH_ROWS, LISTING_SCHEMA
+from data.near_duplicates import find_near_pairs
 from data.order import EpochOrder, OrderConfig
 from data.shard_index import put_parquet
 from data.shard_plan import ShardPlans

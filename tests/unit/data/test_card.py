@@ -14,7 +14,7 @@ from data.card_charts import by_power_of_two, by_shape
 from data.card_sections import size_text
 from data.html_page import Figure, escape, figures, page
 from data.image_check import ImageLimits
-from data.snapshot import Snapshot
+from data.snapshot import Snapshot, load_snapshot
 from infra.folder_store import FolderStore
 from tests.card_dataset import HOSTILE, SOURCE, card_dataset
 
@@ -77,6 +77,13 @@ def test_an_appended_one_tells_what_it_added(built: Built) -> None:
     assert f"Parent {first.id}" in text
     assert re.search(r"fish\s+new\s+\+1\s+\+0", text)
     assert re.search(r"birds\s+\+1\s+\+0", text)
+
+
+def test_a_snapshot_that_was_read_has_the_same_card(built: Built) -> None:
+    """Its mappings come in another order from the file; the card once had eval before train then."""
+    dataset, first, appended = built
+    for snapshot in (first, appended):
+        assert make_card(dataset, load_snapshot(dataset, snapshot.id)) == make_card(dataset, snapshot)
 
 
 def test_it_is_kept_beside_the_snapshot_with_where_it_comes_from(built: Built) -> None:
