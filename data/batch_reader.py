@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from time import perf_counter
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from data.decode import BadSampleError
 from data.errors import InputError
+from data.loader_stats import LoaderStats
 from data.order import RankBatch
 from data.tar_reader import StoredImage
 from data.types import Batch
@@ -50,6 +52,7 @@ class _Share:
     names: list[str]
     bad_rows: list[tuple[int, str]]
     """Row of the batch, why."""
+    stats: LoaderStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,14 @@ class BatchReader:
         self._num_threads = num_threads
         self._prefetch_batches = prefetch_batches
         self._max_bad_samples = max_bad_samples
-        self.bad_keys: dict[str, str] = {}
+        self.bad_samples: dict[str, str] = {}
+        """Key -> why it cannot be decoded."""
+        self._stats = LoaderStats()
+
+    def take_stats(self) -> LoaderStats:
+        """Return the counts since the last call. For the consumer's thread."""
+        taken, self._stats = self._stats, LoaderStats()
+        return taken
 
     def batches(
         self,
@@ -108,6 +118,7 @@ class BatchReader:
         try:
             start_until(max(1, depth))
             while pending:
+                self._stats.num_ready += sum(all(s.done() for s in batch.shares) for batch in pending)
                 batch = self._finish(pending.popleft(), epoch)
                 start_until(depth)
                 yield batch
@@ -142,9 +153,12 @@ class BatchReader:
         labels: list[int] = []
         names: list[str] = []
         bad_rows: list[tuple[int, str]] = []
+        stats = LoaderStats(num_images=len(share))
         shards, shard_rows = rows.shard_B.tolist(), rows.row_B.tolist()
         for row in share:
+            started_s = perf_counter()
             stored = self._reader.read(shards[row], shard_rows[row])
+            fetched_s = perf_counter()
             try:
                 if stored.problem:
                     raise BadSampleError(stored.problem)
@@ -154,11 +168,19 @@ class BatchReader:
                 bad_rows.append((row, str(error)))
             labels.append(stored.label)
             names.append(stored.name)
-        return _Share(labels, names, bad_rows)
+            stats.fetch_s += fetched_s - started_s
+            stats.decode_s += perf_counter() - fetched_s
+            stats.read_bytes += len(stored.image_bytes)
+            stats.num_cached += stored.is_cached
+            stats.num_fetched_again += stored.is_fetched_again
+        return _Share(labels, names, bad_rows, stats)
 
     def _finish(self, pending: _Pending, epoch: int) -> Batch:
         """Wait for a batch's shares; the first error among them surfaces here, in the consumer."""
         shares = [share.result() for share in pending.shares]
+        for share in shares:
+            self._stats.add(share.stats)
+        self._stats.num_batches += 1
         names = [name for share in shares for name in share.names]
         weights_B = torch.from_numpy(pending.rows.weights_B)
         labels_B = torch.zeros(len(weights_B), dtype=torch.int64)
@@ -180,10 +202,10 @@ class BatchReader:
         )
 
     def _note_bad(self, key: str, reason: str) -> None:
-        self.bad_keys[key] = reason
-        if len(self.bad_keys) > self._max_bad_samples:
+        self.bad_samples[key] = reason
+        if len(self.bad_samples) > self._max_bad_samples:
             raise TooManyBadSamplesError(
-                f"{len(self.bad_keys)} samples cannot be read or decoded, max_bad_samples allows "
+                f"{len(self.bad_samples)} samples cannot be read or decoded, max_bad_samples allows "
                 f"{self._max_bad_samples}; the last is {key!r} ({reason}): build the dataset again"
             )
 

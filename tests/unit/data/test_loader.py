@@ -178,7 +178,28 @@ def test_a_bad_sample_keeps_its_place(
     assert [list(batch.keys) for batch in batches[:3]] == [[r[0] for r in b] for b in expected]
     assert [(batch.weights_B == 0).nonzero().flatten().tolist() for batch in batches[:3]] == [[], [0, 9], [5]]
     assert not batches[1].images_BHWC[9].any()
-    assert loader.bad_keys == (expected[1][0][0], expected[1][9][0], expected[2][5][0])  # Counted once each.
+    assert tuple(loader.bad_samples) == (
+        expected[1][0][0],
+        expected[1][9][0],
+        expected[2][5][0],
+    )  # Counted once each.
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_what_was_read_is_counted(dataset: Dataset, num_threads: int, is_cached: bool) -> None:
+    cache = dataset[2] if is_cached else None
+    loader = train_loader(dataset, num_threads=num_threads, cache=cache)
+    num_batches = sum(1 for _ in loader.batches(0))
+    stats = loader.take_stats()
+    assert (stats.num_batches, stats.num_images) == (num_batches, num_batches * 16)
+    assert stats.num_cached == (stats.num_images if is_cached else 0)
+    assert stats.read_bytes > 100 * stats.num_images
+    assert stats.fetch_s > 0
+    assert stats.decode_s > 0
+    assert 0 <= stats.num_ready <= num_batches * 2
+    assert stats.metrics()["data/cache_hit_share"] == float(is_cached)
+    assert loader.take_stats().metrics() == {}, "each is of the time since the last"
 
 
 def test_too_many_bad_samples_are_fatal(
@@ -208,7 +229,7 @@ def test_a_store_fault_surfaces_and_is_no_bad_sample(dataset: Dataset) -> None:
     loader = train_loader(dataset, store=failing, cache=None, num_threads=2)
     with pytest.raises(StoreError, match="the store is gone"):
         list(loader.batches(0))
-    assert loader.bad_keys == ()
+    assert loader.bad_samples == {}
     assert decode_threads() == set()
 
 
