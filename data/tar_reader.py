@@ -137,6 +137,16 @@ class ShardReader:
             is_fetched_again=is_fetched_again,
         )
 
+    def open(self, shard: int) -> None:
+        """Fetch what reading a shard takes: its index, and the tar where the cache has room."""
+        self._index(shard)
+        self._cached(shard)
+
+    def is_open(self, shard: int) -> bool:
+        """Say whether `open` would have nothing to fetch."""
+        with self._lock:
+            return shard in self._indexes and (self._cache is None or shard in self._open)
+
     def _read_from_store(
         self, shard: int, row: int, offset: int, size_bytes: int, crc: int
     ) -> tuple[bytes, bool]:

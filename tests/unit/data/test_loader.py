@@ -16,9 +16,10 @@ from data import batch_reader
 from data.crop import DecodeConfig
 from data.errors import InputError
 from data.loader import EvalLoader, TooManyBadSamplesError, TrainLoader
-from data.order import OrderConfig
+from data.order import EpochOrder, OrderConfig
 from data.shard_cache import ShardCache
 from data.shard_index import read_index
+from data.shard_prefetch import ShardPrefetch
 from data.snapshot import Snapshot
 from data.store import ObjectNotFoundError, StoreError
 from data.tar_reader import ShardReader, StoredImage
@@ -202,6 +203,18 @@ def test_what_was_read_is_counted(dataset: Dataset, num_threads: int, is_cached:
     assert loader.take_stats().metrics() == {}, "each is of the time since the last"
 
 
+def test_shards_are_asked_for_before_their_step(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[list[int]] = []
+    monkeypatch.setattr(ShardPrefetch, "want", lambda self, shards: wanted.append(list(shards)))
+    loader = train_loader(dataset, num_threads=2, prefetch_batches=1)
+    order = EpochOrder([s.num_samples for s in dataset[1].splits["train"]], ORDER, 0)
+    steps = [sorted(set(order.batch(step, 0, 1).shard_B.tolist())) for step in range(3)]
+    batches = loader.batches(0)
+    next(batches)
+    batches.close()
+    assert wanted == steps, "of the third step too, while only the second is under way"
+
+
 def test_too_many_bad_samples_are_fatal(
     dataset: Dataset, expected: list[list[Row]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,7 +333,7 @@ def test_a_lost_shard_keeps_its_samples_places(
     assert [real_rows(batch) for batch in loader.batches(0)] == [
         [row for row in step if row[0] not in gone] for step in expected
     ]
-    assert set(loader.bad_keys) <= gone
+    assert set(loader.bad_samples) <= gone
     few = train_loader(dataset, store=store, cache=None, missing_shards="skip", max_bad_samples=2)
     with pytest.raises(TooManyBadSamplesError, match=rf"{lost.path} does not exist"):
         list(few.batches(0))
