@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, distributed, nn
 
 from coatnet.checkpoint import CheckpointStore
-from coatnet.data_wait import DataWait
 from coatnet.evaluate import EvalSource, Normalize, evaluate
 from coatnet.layers import set_batch_norm_momentum
 from coatnet.progress import ProgressLine
@@ -22,15 +21,23 @@ from coatnet.step import (
     make_train_state,
     train_step,
 )
+from coatnet.step_times import StepTimes
 from coatnet.train_config import RuntimeTrainConfig, TrainConfig
 from coatnet.worker import Worker
 from data.augment import AugmentedBatch
 from data.cursor import Cursor, OrderIdentity
 from data.randomness import hash_key
+from data.transfer import batch_to_device
 from data.types import Batch
 
 Log = Callable[[int, Mapping[str, float]], None]
 """log(step, values), on rank 0 only. A resumed run logs the steps since its checkpoint again."""
+
+DataMetrics = Callable[[], Mapping[str, float]]
+"""What the source counted since the last call; logged with rank 0's steps."""
+
+AfterEpoch = Callable[[int], None]
+"""after_epoch(num_steps), on every rank, before the epoch's checkpoint; what it raises ends the training."""
 
 
 class TrainSource(Protocol):
@@ -89,7 +96,9 @@ class _Run:
     log: Log
     state: TrainState
     progress: ProgressLine
-    data_wait: DataWait = field(default_factory=DataWait)
+    data_metrics: DataMetrics
+    after_epoch: AfterEpoch
+    times: StepTimes = field(default_factory=StepTimes)
     metrics: dict[str, float] = field(default_factory=dict[str, float])
     losses: list[float] = field(default_factory=list[float])
     """Since the last logged step; rank 0's alone, which logs."""
@@ -107,6 +116,8 @@ def train(
     normalize: Normalize,
     checkpoints: CheckpointStore,
     log: Log,
+    data_metrics: DataMetrics = dict,
+    after_epoch: AfterEpoch = lambda num_steps: None,
 ) -> TrainResult:
     """Train to the end of the last epoch, from the newest checkpoint if there is one.
 
@@ -133,6 +144,8 @@ def train(
         normalize=normalize,
         checkpoints=checkpoints,
         log=log,
+        data_metrics=data_metrics,
+        after_epoch=after_epoch,
         state=make_train_state(model, config, worker),
         progress=progress,
     )
@@ -155,6 +168,7 @@ def _train_epochs(run: _Run) -> None:
         is_last = epoch + 1 == config.epochs
         if is_last or (epoch + 1) % config.eval_every_epochs == 0:
             _evaluate(run, epoch)
+        run.after_epoch(run.state.num_steps)
         _save(run, epoch=epoch + 1, step=0)
         if stop and not is_last:
             _stop(run, f"after epoch {epoch + 1}/{config.epochs}")
@@ -170,7 +184,7 @@ def _train_epoch(run: _Run, epoch: int, start_step: int) -> bool:
     pending: tuple[int, PendingMetrics] | None = None
     stop = False
     run.progress.resume()
-    for batch in run.data_wait.watch(run.source.batches(epoch, start_step)):
+    for batch in run.times.watch(run.source.batches(epoch, start_step)):
         launched = _launch(run, batch)
         if pending is not None:
             stop |= _settle(run, epoch, *pending).stop
@@ -194,7 +208,10 @@ def _launch(run: _Run, batch: Batch) -> PendingMetrics:
     lane_size = identity.global_batch_size // identity.num_lanes
     # Dropout and stochastic depth depend on the step alone, never on what ran before it.
     torch.manual_seed(hash_key(run.source.identity.seed, state.num_steps, run.worker.rank))
-    augmented = run.augment(batch, lane_size=lane_size, device=run.worker.device)
+    with run.times.part("copy"):
+        batch = batch_to_device(batch, run.worker.device)
+    with run.times.part("augment"):
+        augmented = run.augment(batch, lane_size=lane_size, device=run.worker.device)
     return train_step(
         state,
         augmented.images_BCHW,
@@ -222,8 +239,8 @@ def _settle(run: _Run, epoch: int, step: int, pending: PendingMetrics) -> StepMe
             "train/loss": sum(run.losses) / len(run.losses),
             "train/gradient_norm": metrics.gradient_norm,
             "train/learning_rate": rate,
-            "train/data_wait_share": run.data_wait.take_share(),
         }
+        values |= {**run.times.take(), **run.data_metrics()}
         if run.progress.images_per_s > 0:
             values["train/images_per_s"] = run.progress.images_per_s
         run.log(global_step + 1, values)

@@ -2,7 +2,8 @@
 
 All randomness is drawn on the CPU, keyed by (seed, epoch, position), and moved in a few small copies:
 a sample gets the same pixels at any world size and after any resume, on the CPU to the bit, and nothing
-waits for the device. Pixels are float32 until the very end, also under autocast.
+waits for the device. Colours and geometry work on bytes, with PIL's rounding; from the normalisation on
+pixels are float32 until the very end, also under autocast.
 
 Shape letters: B batch, C channels (RGB), H height, W width, K classes, D draws, L lanes.
 """
@@ -19,8 +20,9 @@ from torch import Tensor
 from data import image_ops
 from data.boxes import ERASING_DRAWS, box_masks, draw_erasing_boxes
 from data.errors import InputError
+from data.level_tables import apply_tables, brightness
 from data.mixup import MIX_DRAWS, MixDraw, draw_mix, mix
-from data.normalize import denormalize, normalize, normalize_, to_levels
+from data.normalize import denormalize, normalize, normalize_planes, to_planes
 from data.rand_augment import (
     DRAWS_PER_OP,
     NOT_APPLIED,
@@ -159,7 +161,8 @@ class Augment:
         targets_BK = torch.zeros(len(labels_B), self._num_classes, device=device)
         targets_BK.scatter_(1, labels_B.unsqueeze(1), 1.0)
         with torch.autocast(device.type, enabled=False):
-            images = self._augment(batch.images_BHWC.to(device, non_blocking=True), draws)
+            planes = self._augment_bytes(batch.images_BHWC.to(device, non_blocking=True), draws)
+            images = self._to_floats(planes, draws, dtype)
             if draws.mix is not None:
                 images, targets_BK = mix(images, targets_BK, weights_B, draws.mix)
         images = images.to(dtype=dtype, memory_format=torch.channels_last)
@@ -190,24 +193,32 @@ class Augment:
             mix=_draw_mix(config, draw, lane_size, size) if config.mixes else None,
         )
 
-    def _augment(self, images_BHWC: Tensor, draws: _Draws) -> Tensor:
-        """Do all that concerns one sample alone; uint8 BHWC to normalised float32 BCHW, contiguous."""
-        device = images_BHWC.device
-        images = to_levels(_flip(images_BHWC, draws.flips_B))
-        white = 255.0
-        if draws.jitters_BD is not None or draws.rand_augment is not None:
-            images, white = images.div_(white), 1.0
+    def _augment_bytes(self, images_BHWC: Tensor, draws: _Draws) -> Tensor:
+        """Flip, jitter and RandAugment; uint8 BHWC to uint8 BCHW, contiguous."""
+        images = to_planes(_flip(images_BHWC, draws.flips_B))
         if draws.jitters_BD is not None:
-            factors_BD1 = to_device(draws.jitters_BD.astype(np.float32), device).unsqueeze(-1)
-            for number, op in enumerate((image_ops.brightness, image_ops.contrast, image_ops.color)):
-                images = op(images, factors_BD1[:, number])
-        if draws.rand_augment is not None:
-            images = apply_rand_augment(images, draws.rand_augment)
-        images = normalize_(images, white, self._mean, self._std)
+            images = _jitter(images, draws.jitters_BD)
+        return images if draws.rand_augment is None else apply_rand_augment(images, draws.rand_augment)
+
+    def _to_floats(self, images_BCHW: Tensor, draws: _Draws, dtype: torch.dtype) -> Tensor:
+        """Normalise and erase. What still has boxes to come stays contiguous and float32: a mask over
+        channels_last is several times slower."""
+        if draws.erased_B4 is None and draws.mix is None:
+            return normalize_planes(images_BCHW, self._mean, self._std, dtype, torch.channels_last)
+        images = normalize_planes(images_BCHW, self._mean, self._std, torch.float32, torch.contiguous_format)
         if draws.erased_B4 is not None:
-            boxes_B4 = to_device(draws.erased_B4, device)
+            boxes_B4 = to_device(draws.erased_B4, images.device)
             images.masked_fill_(box_masks(boxes_B4, images.shape[2], images.shape[3]), 0.0)
         return images
+
+
+def _jitter(images_BCHW: Tensor, jitters_BD: NDArray[np.float64]) -> Tensor:
+    """Change brightness, contrast and saturation, in this order."""
+    device = images_BCHW.device
+    tables_B1L = to_device(brightness(jitters_BD[:, 0])[:, None], device)
+    factors_BD111 = to_device(jitters_BD.astype(np.float32), device).view(-1, _NUM_JITTERS, 1, 1, 1)
+    images = image_ops.contrast(apply_tables(images_BCHW, tables_B1L), factors_BD111[:, 1])
+    return image_ops.color(images, factors_BD111[:, 2])
 
 
 def _draw_jitters(config: AugmentConfig, draw: _Draw) -> NDArray[np.float64]:

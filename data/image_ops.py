@@ -1,151 +1,145 @@
-"""Image operations on rows of a batch, one argument per row, following PIL's formulas.
+"""Image operations on rows of a batch in 8-bit levels, following PIL's formulas and its rounding.
 
-Every operation is exact per row: its bits do not depend on which rows share the call or on the number
-of threads. Kornia's functions serve where they are so by construction. Its contrast is not: its float
-mean over pixels was seen to change with the batch at 2 threads. Convolutions (its sharpness) and matrix
-products (`affine_grid`) leave the kernel, so the order of additions, to oneDNN and MKL, which promise
-nothing; written out here, they are faster on small groups too.
+Levels make an operation four times less memory than floats do, and PIL's result is reached exactly but
+for the geometric ones. Every operation is exact per row: its bits do not depend on which rows share the
+call or on the number of threads; kornia samples the geometric ones, its colour operations take no bytes.
 Nothing here reads a tensor's value on the host, so a GPU is never waited for.
 
-Shape letters: R rows, C channels (RGB), H height, W width. Images are float32 in [0, 1], contiguous;
-they are never changed in place. One 8-bit level is 1/255.
+Shape letters: R rows, C channels (RGB), H height, W width, L levels. Images are uint8, contiguous; they
+are never changed in place. Factors are float32 [R, 1, 1, 1].
 """
 
-from collections.abc import Callable
+import math
 
 import torch
-from kornia.enhance import adjust_brightness_accumulative
-from kornia.enhance import equalize as kornia_equalize
-from kornia.enhance import solarize as kornia_solarize
+from kornia.geometry.transform import remap
 from torch import Tensor
-from torch.nn.functional import grid_sample
 
-FILL = 128 / 255
+from data.level_tables import NUM_LEVELS, apply_tables, as_indices, histograms, look_up
+
+FILL = 128
 """What a geometric operation leaves behind (timm's `_FILL`, TensorFlow's `replace_value`)."""
 
-NUM_PARAMETERS = 6
-"""Columns of the parameters: six for `affine`, the first alone for the others."""
 
-RowOp = Callable[[Tensor, Tensor], Tensor]
-"""(images_RCHW, parameters_R6) -> images_RCHW."""
+def auto_contrast(images_RCHW: Tensor) -> Tensor:
+    """Stretch each channel to the full range (`ImageOps.autocontrast`); a flat channel stays."""
+    low = images_RCHW.amin((2, 3)).unsqueeze(2).double()
+    span = images_RCHW.amax((2, 3)).unsqueeze(2).double() - low
+    flat = span <= 0
+    # Not `255.0 / span`: torch makes that a product with the reciprocal, which rounds twice.
+    scale = torch.full_like(span, 255.0) / span.masked_fill(flat, 255.0)
+    levels_L = torch.arange(NUM_LEVELS, device=images_RCHW.device).double()
+    # Where it is flat the table changes nothing.
+    offset = (-low * scale).masked_fill(flat, 0.0)
+    stretched_RCL = (levels_L * scale + offset).clamp_(0.0, 255.0)
+    return apply_tables(images_RCHW, stretched_RCL.to(torch.uint8))
+
+
+def equalize(images_RCHW: Tensor) -> Tensor:
+    """Flatten each channel's histogram (`ImageOps.equalize`)."""
+    indices = as_indices(images_RCHW)
+    counts_RCL = histograms(indices).view(*images_RCHW.shape[:2], NUM_LEVELS)
+    levels_L = torch.arange(NUM_LEVELS, device=images_RCHW.device)
+    highest = (levels_L * (counts_RCL > 0)).amax(2, keepdim=True)
+    num_pixels = images_RCHW.shape[2] * images_RCHW.shape[3]
+    step = (num_pixels - counts_RCL.gather(2, highest)) // 255
+    below_RCL = counts_RCL.cumsum(2) - counts_RCL
+    flattened_RCL = ((step // 2 + below_RCL) // step.clamp(min=1)).clamp_(max=255)
+    tables_RCL = torch.where(step == 0, levels_L, flattened_RCL)
+    return look_up(tables_RCL.to(torch.uint8).view(-1, NUM_LEVELS), indices).view_as(images_RCHW)
+
+
+def invert(images_RCHW: Tensor) -> Tensor:
+    """Return 255 - level (`ImageOps.invert`)."""
+    return 255 - images_RCHW
+
+
+def posterize(images_RCHW: Tensor, steps: Tensor) -> Tensor:
+    """Round down to multiples of the step 2**(8 - bits) (`ImageOps.posterize`)."""
+    return images_RCHW & (256.0 - steps).to(torch.uint8)
 
 
 def luma(images_RCHW: Tensor) -> Tensor:
-    """Return ITU-R 601-2 luma [R, 1, H, W], PIL's mode `L` before it rounds."""
-    red, green, blue = images_RCHW.unbind(1)
-    return (red * 0.299 + green * 0.587 + blue * 0.114).unsqueeze(1)
+    """Return ITU-R 601-2 luma, int32 [R, H, W], in PIL's fixed point and rounding (mode `L`)."""
+    red, green, blue = images_RCHW.int().unbind(1)
+    weighted = (red * 19595).add_(green * 38470).add_(blue * 7471)
+    return weighted.add_(1 << 15).bitwise_right_shift_(16)
 
 
-def _per_row(parameters_R6: Tensor) -> Tensor:
-    return parameters_R6[:, 0].view(-1, 1, 1, 1)
+def _blend(degenerate: Tensor, values: Tensor, factors: Tensor) -> Tensor:
+    """Return degenerate + (values - degenerate) * factor as levels: PIL's `Image.blend`, cut off."""
+    return (values - degenerate).mul_(factors).add_(degenerate).clamp_(0.0, 255.0).to(torch.uint8)
 
 
-def _blend(degenerate: Tensor, images_RCHW: Tensor, factor: Tensor) -> Tensor:
-    """Return degenerate + (images - degenerate) * factor, clamped: PIL's `Image.blend`."""
-    return (images_RCHW - degenerate).mul_(factor).add_(degenerate).clamp_(0.0, 1.0)
-
-
-def identity(images_RCHW: Tensor, parameters_R6: Tensor) -> Tensor:
-    """Return the rows as they are."""
-    del parameters_R6
-    return images_RCHW
-
-
-def auto_contrast(images_RCHW: Tensor, parameters_R6: Tensor) -> Tensor:
-    """Stretch each channel to the full range (`ImageOps.autocontrast`); a flat channel stays."""
-    del parameters_R6
-    low = images_RCHW.amin((2, 3), keepdim=True)
-    span = images_RCHW.amax((2, 3), keepdim=True) - low
-    flat = span <= 0
-    stretched = (images_RCHW - low.masked_fill(flat, 0.0)) / span.masked_fill(flat, 1.0)
-    return stretched.clamp_(0.0, 1.0)
-
-
-def equalize(images_RCHW: Tensor, parameters_R6: Tensor) -> Tensor:
-    """Flatten each channel's histogram of 8-bit levels (`ImageOps.equalize`)."""
-    del parameters_R6
-    return kornia_equalize(images_RCHW)
-
-
-def invert(images_RCHW: Tensor, parameters_R6: Tensor) -> Tensor:
-    """Return 1 - image (`ImageOps.invert`)."""
-    del parameters_R6
-    return 1.0 - images_RCHW
-
-
-def posterize(images_RCHW: Tensor, parameters_R6: Tensor) -> Tensor:
-    """Round 8-bit levels down to multiples of the step 2**(8 - bits) (`ImageOps.posterize`)."""
-    step = _per_row(parameters_R6)
-    return (images_RCHW * 255.0).floor_().div_(step).floor_().mul_(step).div_(255.0)
-
-
-def solarize(images_RCHW: Tensor, parameters_R6: Tensor) -> Tensor:
-    """Invert what reaches the threshold (`ImageOps.solarize`), given in [0, 1]."""
-    return kornia_solarize(images_RCHW, parameters_R6[:, 0])
-
-
-def solarize_add(images_RCHW: Tensor, parameters_R6: Tensor) -> Tensor:
-    """Brighten levels below 128 by an amount given in [0, 1].
-
-    Kornia's `additions` shifts the bright half too and then inverts it: another operation.
-    """
-    brighter = (images_RCHW + _per_row(parameters_R6)).clamp_(max=1.0)
-    return torch.where(images_RCHW < 127.5 / 255, brighter, images_RCHW)
-
-
-def color(images_RCHW: Tensor, parameters_R6: Tensor) -> Tensor:
+def color(images_RCHW: Tensor, factors: Tensor) -> Tensor:
     """Blend with the image's luma (`ImageEnhance.Color`); factor 1 changes nothing."""
-    return _blend(luma(images_RCHW), images_RCHW, _per_row(parameters_R6))
+    return _blend(luma(images_RCHW).float().unsqueeze(1), images_RCHW.float(), factors)
 
 
-def contrast(images_RCHW: Tensor, parameters_R6: Tensor) -> Tensor:
-    """Blend with the mean luma, rounded to a level (`ImageEnhance.Contrast`).
-
-    The mean is a sum of whole levels in float64, exact whatever the order of addition.
-    """
-    levels = (luma(images_RCHW) * 255.0).round_()
-    num_pixels = levels.shape[2] * levels.shape[3]
-    total = levels.sum((2, 3), keepdim=True, dtype=torch.float64)
-    mean = (total / num_pixels + 0.5).floor_().div_(255.0).to(images_RCHW.dtype)
-    return _blend(mean, images_RCHW, _per_row(parameters_R6))
+def contrast(images_RCHW: Tensor, factors: Tensor) -> Tensor:
+    """Blend with the mean luma, rounded to a level (`ImageEnhance.Contrast`)."""
+    num_pixels = images_RCHW.shape[2] * images_RCHW.shape[3]
+    total_R = luma(images_RCHW).sum((1, 2), dtype=torch.int64)
+    mean_R = (total_R.double() / num_pixels + 0.5).floor_().float()
+    levels_L = torch.arange(NUM_LEVELS, device=images_RCHW.device).float()
+    return apply_tables(images_RCHW, _blend(mean_R.view(-1, 1, 1), levels_L, factors.view(-1, 1, 1)))
 
 
-def brightness(images_RCHW: Tensor, parameters_R6: Tensor) -> Tensor:
-    """Multiply by the factor (`ImageEnhance.Brightness`)."""
-    return adjust_brightness_accumulative(images_RCHW, parameters_R6[:, 0])
-
-
-def sharpness(images_RCHW: Tensor, parameters_R6: Tensor) -> Tensor:
+def sharpness(images_RCHW: Tensor, factors: Tensor) -> Tensor:
     """Blend with the smoothed image (`ImageEnhance.Sharpness`, kernel [1 1 1; 1 5 1; 1 1 1] / 13).
 
     The outermost pixels stay, as in PIL; so does an image under 3 pixels high or wide.
     """
-    height, width = images_RCHW.shape[2:]
-    if min(height, width) < 3:
+    if min(images_RCHW.shape[2:]) < 3:
         return images_RCHW
-    center = images_RCHW[:, :, 1:-1, 1:-1]
-    rows = images_RCHW[:, :, :-2] + images_RCHW[:, :, 1:-1] + images_RCHW[:, :, 2:]
-    box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-    smooth = (center * 4.0).add_(box).div_(13.0)
+    levels = images_RCHW.short()
+    center = levels[:, :, 1:-1, 1:-1]
+    rows = (levels[:, :, :-2] + levels[:, :, 1:-1]).add_(levels[:, :, 2:])
+    total = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).add_(center, alpha=4)
+    # No sum of levels lies nearer to a half than 1 / 26: float32 rounds as PIL does.
+    smooth = total.float().mul_(1 / 13).round_()
     sharpened = images_RCHW.clone()
-    sharpened[:, :, 1:-1, 1:-1] = _blend(smooth, center, _per_row(parameters_R6))
+    sharpened[:, :, 1:-1, 1:-1] = _blend(smooth, center.float(), factors)
     return sharpened
 
 
-def affine(images_RCHW: Tensor, parameters_R6: Tensor) -> Tensor:
-    """Sample at (a x + b y + c, d x + e y + f), bilinearly, x and y being output pixel indices.
+def sample(images_RCHW: Tensor, x_1HW: Tensor, y_1HW: Tensor, inside_HW: Tensor) -> Tensor:
+    """Take output pixel (h, w) of every row from (x, y), bilinearly, rounded to levels.
 
-    The result is in `grid_sample`'s coordinates: -1 and 1 are the image's outer edges. As in
-    `Image.transform`, a point outside the edges takes `FILL` and one inside never blends with it.
+    Coordinates are -1 and 1 at the image's outer edges. As in `Image.transform`, a point where
+    `inside_HW` (uint8) is 0 takes `FILL`, and one inside never blends with it.
     """
-    height, width = images_RCHW.shape[2:]
-    device, dtype = images_RCHW.device, images_RCHW.dtype
-    x_1W = torch.arange(width, device=device, dtype=dtype).view(1, 1, width)
-    y_H1 = torch.arange(height, device=device, dtype=dtype).view(1, height, 1)
-    a, b, c, d, e, f = parameters_R6.view(-1, 6, 1, 1).unbind(1)
-    source_x_RHW = a * x_1W + (b * y_H1 + c)
-    source_y_RHW = d * x_1W + (e * y_H1 + f)
-    grid_RHW2 = torch.stack((source_x_RHW, source_y_RHW), dim=-1)
-    sampled = grid_sample(images_RCHW, grid_RHW2, mode="bilinear", padding_mode="border", align_corners=False)
-    outside_RHW = torch.maximum(source_x_RHW.abs_(), source_y_RHW.abs_()) > 1.0
-    return sampled.masked_fill_(outside_RHW.unsqueeze(1), FILL)
+    sampled = remap(
+        images_RCHW.float(),
+        x_1HW,
+        y_1HW,
+        padding_mode="border",
+        align_corners=False,
+        normalized_coordinates=True,
+    )
+    return sampled.add_(0.5).to(torch.uint8).mul_(inside_HW).add_((1 - inside_HW) * FILL)
+
+
+def translate(images_RCHW: Tensor, offset_px: float, dim: int) -> Tensor:
+    """Move the content by `-offset_px` along dimension 2 or 3, bilinearly: `sample` for a shift alone.
+
+    Two slices instead of a gather: a third of the time on the CPU.
+    """
+    size = images_RCHW.shape[dim]
+    whole = math.floor(offset_px)
+    share = offset_px - whole
+    moved = torch.full_like(images_RCHW, FILL)
+    start, stop = max(0, -whole), min(size, size - 1 - whole)  # where both neighbours exist
+    if start < stop:
+        first = images_RCHW.narrow(dim, start + whole, stop - start).float()
+        second = images_RCHW.narrow(dim, start + whole + 1, stop - start).float()
+        blended = second.sub_(first).mul_(share).add_(first).add_(0.5).to(torch.uint8)
+        moved.narrow(dim, start, stop - start).copy_(blended)
+    # Half a pixel at either edge has one neighbour only.
+    for place, source, is_inside in (
+        (-whole - 1, 0, share >= 0.5),
+        (size - 1 - whole, size - 1, share < 0.5),
+    ):
+        if is_inside and 0 <= place < size:
+            moved.narrow(dim, place, 1).copy_(images_RCHW.narrow(dim, source, 1))
+    return moved

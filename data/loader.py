@@ -5,13 +5,14 @@
 Shape letters: B batch, D draws per sample, H and W pixels, C channels (RGB).
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 
 from data.batch_reader import BatchReader, DecodeRow, Pixels, TooManyBadSamplesError
 from data.crop import DecodeConfig, draw_crops
 from data.cursor import OrderIdentity
 from data.decode import decode_eval, decode_train
 from data.errors import InputError
+from data.loader_stats import LoaderStats
 from data.mixture import MixtureOrder
 from data.order import EpochOrder, EvalOrder, OrderConfig, RankBatch, lanes_of
 from data.shard_cache import ShardCache
@@ -76,9 +77,13 @@ class TrainLoader:
         )
 
     @property
-    def bad_keys(self) -> tuple[str, ...]:
-        """Keys of the samples that could not be decoded so far, on this rank."""
-        return tuple(self._batch_reader.bad_keys)
+    def bad_samples(self) -> Mapping[str, str]:
+        """The samples that could not be decoded so far, on this rank: key -> why."""
+        return self._batch_reader.bad_samples
+
+    def take_stats(self) -> LoaderStats:
+        """Return what was counted since the last call; call it between batches."""
+        return self._batch_reader.take_stats()
 
     def epoch_order(self, epoch: int) -> EpochOrder | MixtureOrder:
         """Return which samples make up the batches of an epoch."""
@@ -137,9 +142,9 @@ class EvalLoader:
         )
 
     @property
-    def bad_keys(self) -> tuple[str, ...]:
-        """Keys of the samples that could not be decoded so far, on this rank."""
-        return tuple(self._batch_reader.bad_keys)
+    def bad_samples(self) -> Mapping[str, str]:
+        """The samples that could not be decoded so far, on this rank: key -> why."""
+        return self._batch_reader.bad_samples
 
     def batches(self) -> Generator[Batch]:
         """Yield all batches; their epoch is 0. Close the iterator to stop early."""

@@ -8,6 +8,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+_CACHED_PIXELS = 100_000
+"""As float32 of three channels 1.2 MB: what a CPU core's own cache holds."""
+
 
 def normalize(
     images_BHWC: Tensor,
@@ -16,8 +19,7 @@ def normalize(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Turn uint8 images into (x / 255 - mean) / std, BCHW channels_last, where they are: for evaluation."""
-    images = normalize_(to_levels(images_BHWC), 255.0, mean, std)
-    return images.to(dtype=dtype, memory_format=torch.channels_last)
+    return normalize_planes(to_planes(images_BHWC), mean, std, dtype, torch.channels_last)
 
 
 def denormalize(images_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -27,26 +29,44 @@ def denormalize(images_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, 
     return images.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def to_levels(images_BHWC: Tensor) -> Tensor:
-    """Return float32 BCHW in [0, 255], contiguous. Transposing bytes first halves the time."""
-    return images_BHWC.permute(0, 3, 1, 2).contiguous().float()
+def to_planes(images_BHWC: Tensor) -> Tensor:
+    """Return uint8 BCHW, contiguous. Transposing bytes, before they become floats, halves the time."""
+    return images_BHWC.permute(0, 3, 1, 2).contiguous()
 
 
-def normalize_(images_BCHW: Tensor, white: float, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Scale and shift in place, images being in [0, white] and contiguous.
+def rows_per_call(images_BCHW: Tensor) -> int:
+    """Return how many images to work on at once: all on a GPU, on a CPU as many as its cache holds."""
+    num_rows, _, height, width = images_BCHW.shape
+    on_cpu = images_BCHW.device.type == "cpu"
+    return max(1, _CACHED_PIXELS // (height * width) if on_cpu else num_rows)
+
+
+def normalize_planes(
+    images_BCHW: Tensor,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+) -> Tensor:
+    """Scale and shift uint8 images, contiguous, into a new tensor of the given type and layout.
 
     Two steps in place, which cannot round differently from row to row, are three times faster on the
     CPU than one `addcmul` with broadcast factors (measured, torch 2.13, 32 px).
     """
-    scale, bias = _scale_and_bias(white, mean, std, images_BCHW.device)
-    return images_BCHW.mul_(scale).add_(bias)
+    scale, bias = _scale_and_bias(mean, std, images_BCHW.device)
+    out_BCHW = torch.empty_like(images_BCHW, dtype=dtype, memory_format=memory_format)
+    num_rows = rows_per_call(images_BCHW)
+    for start in range(0, len(images_BCHW), num_rows):
+        rows = slice(start, start + num_rows)
+        out_BCHW[rows] = images_BCHW[rows].float().mul_(scale).add_(bias)
+    return out_BCHW
 
 
 @lru_cache(maxsize=32)
 def _scale_and_bias(
-    white: float, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
-        scale = torch.tensor([1.0 / (white * s) for s in std], device=device).view(1, -1, 1, 1)
+        scale = torch.tensor([1.0 / (255.0 * s) for s in std], device=device).view(1, -1, 1, 1)
         bias = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(1, -1, 1, 1)
     return scale, bias

@@ -5,20 +5,25 @@ The operations and their scale are those of timm's `rand_augment_ops` (`_RAND_TR
 `_RAND_INCREASING_TRANSFORMS` for `increasing`); a magnitude above 10 continues the line, as in the
 TensorFlow implementation the CoAtNet paper used (2 operations, magnitude 15).
 
-Shape letters: B batch, N operations per sample, C channels, H height, W width.
+Images are 8-bit levels throughout, as in timm. Shape letters: B batch, R rows of it, N operations per
+sample, C channels, H height, W width, L levels.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data import image_ops
+from data import image_ops, level_tables
+from data.level_tables import NUM_LEVELS, apply_tables
+from data.normalize import rows_per_call
 from data.transfer import to_device
 
 DRAWS_PER_OP = 3
@@ -48,22 +53,27 @@ class Op(IntEnum):
 
 
 GEOMETRIC = frozenset({Op.Rotate, Op.ShearX, Op.ShearY, Op.TranslateXRel, Op.TranslateYRel})
-"""All of them are one affine sampling, so their rows share one call."""
 
-_ROW_OPS: dict[int, image_ops.RowOp] = {
-    NOT_APPLIED: image_ops.identity,
+_BY_TABLE = frozenset({Op.Solarize, Op.SolarizeAdd, Op.Brightness})
+"""Each is a table of levels known beforehand, so their rows share one call."""
+
+_ROW_OPS: dict[int, Callable[[Tensor], Tensor]] = {
     Op.AutoContrast: image_ops.auto_contrast,
     Op.Equalize: image_ops.equalize,
     Op.Invert: image_ops.invert,
-    Op.Rotate: image_ops.affine,
+}
+_FACTOR_OPS: dict[int, Callable[[Tensor, Tensor], Tensor]] = {
     Op.Posterize: image_ops.posterize,
-    Op.Solarize: image_ops.solarize,
-    Op.SolarizeAdd: image_ops.solarize_add,
     Op.Color: image_ops.color,
     Op.Contrast: image_ops.contrast,
-    Op.Brightness: image_ops.brightness,
     Op.Sharpness: image_ops.sharpness,
 }
+
+_Kernel = tuple[int, float]
+"""Rows with the same one run together: an operation, and the argument of a geometric one, as all
+its rows then sample the same points. `_TABLE_KERNEL` stands for every operation of `_BY_TABLE`."""
+
+_TABLE_KERNEL: _Kernel = (int(Op.Solarize), 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,93 +148,136 @@ def describe_op(op: int, argument: float) -> str:
 
 
 def apply_rand_augment(images_BCHW: Tensor, draw: RandAugmentDraw) -> Tensor:
-    """Run the draw on float32 images in [0, 1], contiguous; the result is new unless N is 0.
+    """Run the draw on uint8 images, contiguous; the result is new unless N is 0.
 
-    In each round the batch is sorted by operation, so that an operation is one call on a slice. The
-    sorting is decided on the CPU and reaches the device in one copy.
+    In each round the batch is sorted by kernel, so that a kernel is one call on a slice. The sorting is
+    decided on the CPU and reaches the device in one copy.
     """
     num_ops = draw.ops_BN.shape[1]
     if num_ops == 0 or images_BCHW.shape[0] == 0:
         return images_BCHW
-    height, width = int(images_BCHW.shape[2]), int(images_BCHW.shape[3])
-    kernels_BN = np.where(np.isin(draw.ops_BN, list(GEOMETRIC)), int(Op.Rotate), draw.ops_BN)
-    orders_NB = np.argsort(kernels_BN, axis=0, kind="stable").T
-    plan_NB7 = to_device(_plan(draw, orders_NB, height, width), images_BCHW.device)
-    sources_NB = plan_NB7[:, :, image_ops.NUM_PARAMETERS].long()
+    device = images_BCHW.device
+    plan = _plan(draw, rows_per_call(images_BCHW))
+    sources_NB = to_device(plan.sources_NB, device)
+    tables_NBL = to_device(plan.tables_NBL, device)
+    factors_NB = to_device(plan.factors_NB, device)
     images = images_BCHW
-    for number in range(num_ops):
+    for number, slices in enumerate(plan.slices_N):
         images = images.index_select(0, sources_NB[number])
-        kernels_B = kernels_BN[orders_NB[number], number]
-        images = _run_sorted(images, kernels_B, plan_NB7[number, :, : image_ops.NUM_PARAMETERS])
+        parts = [
+            _run(kernel, images[rows], tables_NBL[number, rows], factors_NB[number, rows])
+            for kernel, rows in slices
+        ]
+        images = torch.cat(parts)
     return images.index_select(0, sources_NB[num_ops])
 
 
-def _plan(
-    draw: RandAugmentDraw, orders_NB: NDArray[np.int64], height: int, width: int
-) -> NDArray[np.float32]:
-    """Return [N + 1, B, 7]: parameters in sorted order, then the row to take from the round before.
-
-    The last round only puts the batch back in its own order. Row numbers are exact in float32.
-    """
-    num_ops, num_rows = orders_NB.shape
-    plan_NB7 = np.zeros((num_ops + 1, num_rows, image_ops.NUM_PARAMETERS + 1), dtype=np.float32)
-    place_B = np.arange(num_rows)  # where each sample stands after the round before
-    for number, order_B in enumerate(orders_NB):
-        pairs = zip(draw.ops_BN[order_B, number], draw.arguments_BN[order_B, number], strict=True)
-        plan_NB7[number, :, :-1] = [_parameters(int(op), float(arg), height, width) for op, arg in pairs]
-        plan_NB7[number, :, -1] = place_B[order_B]
-        place_B = np.argsort(order_B)
-    plan_NB7[num_ops, :, -1] = place_B
-    return plan_NB7
-
-
-def _run_sorted(images_BCHW: Tensor, kernels_B: NDArray[np.int64], parameters_B6: Tensor) -> Tensor:
-    """Run each kernel once on its slice of a batch that is sorted by kernel."""
-    kernels, starts = np.unique(kernels_B, return_index=True)
-    stops = [*starts[1:].tolist(), len(kernels_B)]
-    parts = [
-        _ROW_OPS[kernel](images_BCHW[start:stop], parameters_B6[start:stop])
-        for kernel, start, stop in zip(kernels.tolist(), starts.tolist(), stops, strict=True)
-    ]
-    return torch.cat(parts)
-
-
-@lru_cache(maxsize=1024)
-def _parameters(op: int, argument: float, height: int, width: int) -> tuple[float, ...]:
-    """Convert an argument to what the row operation takes. Cached: few distinct ones are ever drawn."""
+def _run(kernel: _Kernel, images_RCHW: Tensor, tables_RL: Tensor, factors_R: Tensor) -> Tensor:
+    op, argument = kernel
+    height, width = int(images_RCHW.shape[2]), int(images_RCHW.shape[3])
+    if op == Op.TranslateXRel:
+        return image_ops.translate(images_RCHW, argument * width, 3)
+    if op == Op.TranslateYRel:
+        return image_ops.translate(images_RCHW, argument * height, 2)
     if op in GEOMETRIC:
-        return _grid_coefficients(Op(op), argument, height, width)
-    first = {
-        Op.Posterize: 2.0 ** (8 - argument),
-        # Half a level lower, so that a level equal to the threshold is inverted whatever the rounding.
-        Op.Solarize: (argument - 0.5) / 255,
-        Op.SolarizeAdd: argument / 255,
-    }.get(Op(op) if op != NOT_APPLIED else Op.Invert, argument)
-    return (first, *[0.0] * (image_ops.NUM_PARAMETERS - 1))
+        points = _sampling_points(Op(op), argument, height, width, images_RCHW.device)
+        return image_ops.sample(images_RCHW, *points)
+    if kernel == _TABLE_KERNEL:
+        return apply_tables(images_RCHW, tables_RL.unsqueeze(1))
+    if op in _ROW_OPS:
+        return _ROW_OPS[op](images_RCHW)
+    return images_RCHW if op == NOT_APPLIED else _FACTOR_OPS[op](images_RCHW, factors_R.view(-1, 1, 1, 1))
 
 
-def _grid_coefficients(op: Op, argument: float, height: int, width: int) -> tuple[float, ...]:
-    """Return the coefficients of `image_ops.affine` for PIL's inverse map of an operation.
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A draw, sorted; rounds first. The last row of sources only puts the batch back in its own order."""
 
-    PIL maps the output pixel's centre (x + 0.5, y + 0.5) to a source point, in pixels from the top
-    left corner. Rotation is about the centre, counter-clockwise; shears keep the top left corner.
+    sources_NB: NDArray[np.int64]
+    """[N + 1, B]: the row to take from the round before."""
+    tables_NBL: NDArray[np.uint8]
+    factors_NB: NDArray[np.float32]
+    slices_N: list[list[tuple[_Kernel, slice]]]
+
+
+def _plan(draw: RandAugmentDraw, max_rows: int) -> _Plan:
+    num_rows, num_ops = draw.ops_BN.shape
+    sources_NB = np.empty((num_ops + 1, num_rows), dtype=np.int64)
+    tables_NBL = np.zeros((num_ops, num_rows, NUM_LEVELS), dtype=np.uint8)
+    factors_NB = np.zeros((num_ops, num_rows), dtype=np.float32)
+    slices_N: list[list[tuple[_Kernel, slice]]] = []
+    place_B = np.arange(num_rows)  # where each sample stands after the round before
+    for number in range(num_ops):
+        drawn = list(zip(draw.ops_BN[:, number].tolist(), draw.arguments_BN[:, number].tolist(), strict=True))
+        kernels = [_kernel(op, argument) for op, argument in drawn]
+        order = sorted(range(num_rows), key=kernels.__getitem__)
+        for place, row in enumerate(order):
+            if kernels[row] == _TABLE_KERNEL:
+                tables_NBL[number, place] = _table(*drawn[row])
+            factors_NB[number, place] = _factor(*drawn[row])
+        slices_N.append(_slices([kernels[row] for row in order], max_rows))
+        sources_NB[number] = place_B[order]
+        place_B = np.argsort(order)
+    sources_NB[num_ops] = place_B
+    return _Plan(sources_NB, tables_NBL, factors_NB, slices_N)
+
+
+def _kernel(op: int, argument: float) -> _Kernel:
+    if op in GEOMETRIC:
+        return (op, argument)
+    return _TABLE_KERNEL if op in _BY_TABLE else (op, 0.0)
+
+
+def _factor(op: int, argument: float) -> float:
+    return 2.0 ** (8 - argument) if op == Op.Posterize else argument
+
+
+def _slices(kernels: list[_Kernel], max_rows: int) -> list[tuple[_Kernel, slice]]:
+    """Return where each run of equal kernels lies, cut after `max_rows`."""
+    found: list[tuple[_Kernel, slice]] = []
+    start = 0
+    for kernel, run in groupby(kernels):
+        stop = start + len(list(run))
+        found += [(kernel, slice(at, min(at + max_rows, stop))) for at in range(start, stop, max_rows)]
+        start = stop
+    return found
+
+
+@lru_cache(maxsize=256)
+def _table(op: int, argument: float) -> level_tables.Table:
+    if op == Op.Brightness:
+        return level_tables.brightness(np.array([argument]))[0]
+    make = level_tables.solarize if op == Op.Solarize else level_tables.solarize_add
+    return make(int(argument))
+
+
+@lru_cache(maxsize=12)
+def _sampling_points(
+    op: Op, argument: float, height: int, width: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `image_ops.sample` takes. Cached: a magnitude has only six, at 9 bytes a pixel."""
+    a, b, c, d, e, f = _inverse_map(op, argument, height, width)
+    with torch.inference_mode(False):
+        x_W = torch.arange(width, device=device, dtype=torch.float64) + 0.5
+        y_H1 = torch.arange(height, device=device, dtype=torch.float64).unsqueeze(1) + 0.5
+        source_x_HW = (a * x_W + (b * y_H1 + c)) * (2.0 / width) - 1.0
+        source_y_HW = (d * x_W + (e * y_H1 + f)) * (2.0 / height) - 1.0
+        inside_HW = (torch.maximum(source_x_HW.abs(), source_y_HW.abs()) <= 1.0).to(torch.uint8)
+        return source_x_HW.float()[None], source_y_HW.float()[None], inside_HW
+
+
+def _inverse_map(op: Op, argument: float, height: int, width: int) -> tuple[float, ...]:
+    """Return the coefficients of PIL's inverse map of an operation.
+
+    It maps the output pixel's centre (x + 0.5, y + 0.5) to a source point (a x + b y + c,
+    d x + e y + f), in pixels from the top left corner. Rotation is about the centre,
+    counter-clockwise; shears keep the top left corner.
     """
-    a, b, c, d, e, f = 1.0, 0.0, 0.0, 0.0, 1.0, 0.0
     if op is Op.Rotate:
         cosine, sine = math.cos(math.radians(argument)), math.sin(math.radians(argument))
-        a, b, d, e = cosine, -sine, sine, cosine
-        c = width / 2 - a * width / 2 - b * height / 2
-        f = height / 2 - d * width / 2 - e * height / 2
-    elif op is Op.ShearX:
-        b = argument
-    elif op is Op.ShearY:
-        d = argument
-    elif op is Op.TranslateXRel:
-        c = argument * width
-    else:
-        f = argument * height
-    to_x, to_y = 2.0 / width, 2.0 / height
-    return (
-        *(to_x * a, to_x * b, to_x * ((a + b) / 2 + c) - 1.0),
-        *(to_y * d, to_y * e, to_y * ((d + e) / 2 + f) - 1.0),
-    )
+        c = width / 2 - cosine * width / 2 + sine * height / 2
+        f = height / 2 - sine * width / 2 - cosine * height / 2
+        return cosine, -sine, c, sine, cosine, f
+    if op is Op.ShearX:
+        return 1.0, argument, 0.0, 0.0, 1.0, 0.0
+    return 1.0, 0.0, 0.0, argument, 1.0, 0.0

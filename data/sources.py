@@ -98,11 +98,26 @@ class MixedReader:
 
     def read(self, shard: int, row: int) -> StoredImage:
         """Return a sample, shards counted through all sources. Raises as `ShardReader.read` does."""
-        source = int(np.searchsorted(self._first_shards, shard, side="right")) - 1
-        stored = self._readers[source].read(shard - int(self._first_shards[source]), row)
+        source, local_shard = self._locate(shard)
+        stored = self._readers[source].read(local_shard, row)
         return stored._replace(
             label=int(self._labels[source][stored.label]), name=f"{self._ids[source]}:{stored.name}"
         )
+
+    def open(self, shard: int) -> None:
+        """Fetch what reading a shard takes, see `ShardReader.open`."""
+        source, local_shard = self._locate(shard)
+        self._readers[source].open(local_shard)
+
+    def is_open(self, shard: int) -> bool:
+        """Say whether `open` would have nothing to fetch."""
+        source, local_shard = self._locate(shard)
+        return self._readers[source].is_open(local_shard)
+
+    def _locate(self, shard: int) -> tuple[int, int]:
+        """Return the source, and the shard's number in it."""
+        source = int(np.searchsorted(self._first_shards, shard, side="right")) - 1
+        return source, shard - int(self._first_shards[source])
 
 
 def _new_labels(snapshot: Snapshot, first: Snapshot) -> NDArray[np.int64]:

@@ -44,6 +44,10 @@ class StoredImage(NamedTuple):
     """The record's key."""
     problem: str = ""
     """Why there are no bytes; "" where there are."""
+    is_cached: bool = False
+    """It came from the node's cache."""
+    is_fetched_again: bool = False
+    """Its checksum was wrong at the first reading."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,23 +117,47 @@ class ShardReader:
         offset, size_bytes = int(index.offsets[row]), int(index.sizes[row])
         crc = int(index.crcs[row])
         file = self._cached(shard)
+        is_cached = is_fetched_again = False
+        image_bytes = b""
         if file is not None:
             image_bytes = file.read(offset, size_bytes)
-            if google_crc32c.value(image_bytes) != crc:
+            is_cached = google_crc32c.value(image_bytes) == crc
+            if not is_cached:
                 self._drop(shard)
-                image_bytes = self._read_from_store(shard, row, offset, size_bytes, crc)
-        else:
-            image_bytes = self._read_from_store(shard, row, offset, size_bytes, crc)
-        return StoredImage(image_bytes, int(index.labels[row]), index.names[row].as_py())
+                is_fetched_again = True
+        if not is_cached:
+            image_bytes, is_damaged = self._read_from_store(shard, row, offset, size_bytes, crc)
+            is_fetched_again |= is_damaged
+        name = index.names[row].as_py()
+        return StoredImage(
+            image_bytes,
+            int(index.labels[row]),
+            name,
+            is_cached=is_cached,
+            is_fetched_again=is_fetched_again,
+        )
 
-    def _read_from_store(self, shard: int, row: int, offset: int, size_bytes: int, crc: int) -> bytes:
+    def open(self, shard: int) -> None:
+        """Fetch what reading a shard takes: its index, and the tar where the cache has room."""
+        self._index(shard)
+        self._cached(shard)
+
+    def is_open(self, shard: int) -> bool:
+        """Say whether `open` would have nothing to fetch."""
+        with self._lock:
+            return shard in self._indexes and (self._cache is None or shard in self._open)
+
+    def _read_from_store(
+        self, shard: int, row: int, offset: int, size_bytes: int, crc: int
+    ) -> tuple[bytes, bool]:
+        """Return an image, and whether it took a second reading: bytes may be damaged on their way once."""
         path = self._shards[shard].path
         found, before = 0, -1
-        for _ in range(_MAX_READS):
+        for attempt in range(_MAX_READS):
             image_bytes = self._store.get_range(path, offset, size_bytes)
             found = google_crc32c.value(image_bytes)
             if found == crc:
-                return image_bytes
+                return image_bytes, attempt > 0
             if found == before:  # The same wrong bytes twice were not damaged on their way.
                 break
             before = found

@@ -164,6 +164,8 @@ class Runtime:
     shard_tasks_in_flight: int = 16
     decode_threads: int = 2
     prefetch_batches: int = 3
+    max_bad_samples: int = 100
+    """Images that cannot be decoded get weight 0; more than this many of them stop a stage."""
     cache_dir: str = "/tmp/coatnet-cache"
     """Node-local folder for shards."""
     cache_size_bytes: int = 20 * 1024**3
@@ -187,8 +189,9 @@ class Runtime:
             raise InputError(
                 f"runtime.max_store_wait_s is {self.max_store_wait_s}; it must be 0 or more, finite"
             )
-        if self.max_failures < 0:
-            raise InputError(f"runtime.max_failures is {self.max_failures}; it must not be negative")
+        for name in ("max_failures", "max_bad_samples"):
+            if getattr(self, name) < 0:
+                raise InputError(f"runtime.{name} is {getattr(self, name)}; it must not be negative")
         if not self.experiment.strip():
             raise InputError(f"runtime.experiment is {self.experiment!r}; give it a name")
         # It is part of a URL and of a path in the store.

@@ -112,6 +112,7 @@ def evaluate_slice(plan: EvalPlan, num_tasks: int, index: int) -> EvalSlice:
         world_size=num_tasks,
         cache=ShardCache(Path(plan.runtime.cache_dir), plan.runtime.cache_size_bytes),
         num_threads=plan.runtime.decode_threads,
+        max_bad_samples=plan.runtime.max_bad_samples,
     )
     keys: list[str] = []
     labels: list[NDArray[np.int64]] = []

@@ -30,6 +30,7 @@ from infra.store import open_store
 from infra.tracking import RunRef, Tracker
 from infra.transfer import download_folder, upload_folder
 from pipelines.augmented_sheet import augmented_sheet
+from pipelines.bad_samples import BadSamples
 from pipelines.config import PhaseConfig, Runtime
 from pipelines.mixture import open_mixture
 
@@ -81,6 +82,7 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
         lane_size = plan.phase.order(plan.seed).lane_size
         sheet = augmented_sheet(loader, augment, model.config, lane_size=lane_size, num_images=_SHEET_IMAGES)
         tracker.log_bytes("augmented_samples.png", sheet)
+    bad_samples = BadSamples(worker, loader.bad_samples, tracker, plan.runtime.max_bad_samples)
     result = train(
         worker,
         model=model,
@@ -99,6 +101,8 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
             before_upload=partial(tracker.flush, _FLUSH_TIMEOUT_S) if tracker is not None else None,
         ),
         log=_log_nothing if tracker is None else _with_source_epochs(tracker.log_metrics, loader),
+        data_metrics=lambda: loader.take_stats().metrics(),
+        after_epoch=bad_samples.report,
     )
     if worker.rank == 0:
         _save_weights(stage, model, result.weights)
@@ -109,7 +113,7 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
         "num_steps": result.num_steps,
         "renewed_parameters": renewed,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "bad_samples": list(loader.bad_keys),
+        "bad_samples": dict(bad_samples.reasons),
     }
 
 
@@ -166,6 +170,7 @@ def make_train_loader(worker: Worker, plan: TrainPlan, dataset: Store, snapshot:
         prefetch_batches=plan.runtime.prefetch_batches,
         mixture=open_mixture(plan.phase.mixture, max_wait_s=plan.runtime.max_store_wait_s),
         missing_shards=plan.phase.missing_shards,
+        max_bad_samples=plan.runtime.max_bad_samples,
     )
 
 
@@ -181,6 +186,7 @@ def make_eval_loader(worker: Worker, plan: TrainPlan, dataset: Store, snapshot: 
         world_size=worker.world_size,
         cache=_cache(plan.runtime),
         num_threads=plan.runtime.decode_threads,
+        max_bad_samples=plan.runtime.max_bad_samples,
     )
 
 

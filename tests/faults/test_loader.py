@@ -71,7 +71,7 @@ def epoch(store: Store, snapshot: Snapshot, cache: ShardCache | None) -> Rows:
     """Return the keys, pixels and weights of each batch."""
     loader = open_loader(store, snapshot, cache)
     batches = [(b.keys, b.images_BHWC.numpy().tobytes(), b.weights_B.tolist()) for b in loader.batches(0)]
-    assert loader.bad_keys == ()
+    assert loader.bad_samples == {}
     return batches
 
 
@@ -128,7 +128,7 @@ def test_a_store_that_stays_away_ends_in_a_stop_that_names_it(dataset: tuple[S3S
         loader = open_loader(spoilt, snapshot, None)
         with pytest.raises(StoreError, match=rf"{store.uri}/shards/train-.*SlowDown"):
             list(loader.batches(0))
-        assert loader.bad_keys == ()
+        assert loader.bad_samples == {}
 
 
 def read_epoch(store: S3Store, snapshot: Snapshot, folder: Path) -> None:

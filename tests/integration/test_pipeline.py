@@ -162,11 +162,20 @@ def test_mlflow_has_a_run_of_the_job_and_one_of_each_stage(
             "train/gradient_norm",
             "train/images_per_s",
             "train/data_wait_share",
+            "data/fetch_s",
+            "data/decode_s",
+            "data/copy_s",
+            "data/augment_s",
+            "data/wait_s",
+            "data/queue_depth",
+            "data/cache_hit_share",
+            "data/read_bytes",
         ):
             steps = [point.step for point in client.get_metric_history(run_id, curve)]
             assert len(steps) >= 4, curve
             assert steps == sorted(set(steps)), curve
         assert client.get_metric_history(run_id, "eval/top1")
+        assert {point.value for point in client.get_metric_history(run_id, "data/bad_samples")} == {0.0}
 
 
 def test_mlflow_has_the_pictures_and_the_report(

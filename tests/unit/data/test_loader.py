@@ -16,9 +16,10 @@ from data import batch_reader
 from data.crop import DecodeConfig
 from data.errors import InputError
 from data.loader import EvalLoader, TooManyBadSamplesError, TrainLoader
-from data.order import OrderConfig
+from data.order import EpochOrder, OrderConfig
 from data.shard_cache import ShardCache
 from data.shard_index import read_index
+from data.shard_prefetch import ShardPrefetch
 from data.snapshot import Snapshot
 from data.store import ObjectNotFoundError, StoreError
 from data.tar_reader import ShardReader, StoredImage
@@ -178,7 +179,40 @@ def test_a_bad_sample_keeps_its_place(
     assert [list(batch.keys) for batch in batches[:3]] == [[r[0] for r in b] for b in expected]
     assert [(batch.weights_B == 0).nonzero().flatten().tolist() for batch in batches[:3]] == [[], [0, 9], [5]]
     assert not batches[1].images_BHWC[9].any()
-    assert loader.bad_keys == (expected[1][0][0], expected[1][9][0], expected[2][5][0])  # Counted once each.
+    assert tuple(loader.bad_samples) == (
+        expected[1][0][0],
+        expected[1][9][0],
+        expected[2][5][0],
+    )  # Counted once each.
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_what_was_read_is_counted(dataset: Dataset, num_threads: int, is_cached: bool) -> None:
+    cache = dataset[2] if is_cached else None
+    loader = train_loader(dataset, num_threads=num_threads, cache=cache)
+    num_batches = sum(1 for _ in loader.batches(0))
+    stats = loader.take_stats()
+    assert (stats.num_batches, stats.num_images) == (num_batches, num_batches * 16)
+    assert stats.num_cached == (stats.num_images if is_cached else 0)
+    assert stats.read_bytes > 100 * stats.num_images
+    assert stats.fetch_s > 0
+    assert stats.decode_s > 0
+    assert 0 <= stats.num_ready <= num_batches * 2
+    assert stats.metrics()["data/cache_hit_share"] == float(is_cached)
+    assert loader.take_stats().metrics() == {}, "each is of the time since the last"
+
+
+def test_shards_are_asked_for_before_their_step(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[list[int]] = []
+    monkeypatch.setattr(ShardPrefetch, "want", lambda self, shards: wanted.append(list(shards)))
+    loader = train_loader(dataset, num_threads=2, prefetch_batches=1)
+    order = EpochOrder([s.num_samples for s in dataset[1].splits["train"]], ORDER, 0)
+    steps = [sorted(set(order.batch(step, 0, 1).shard_B.tolist())) for step in range(3)]
+    batches = loader.batches(0)
+    next(batches)
+    batches.close()
+    assert wanted == steps, "of the third step too, while only the second is under way"
 
 
 def test_too_many_bad_samples_are_fatal(
@@ -208,7 +242,7 @@ def test_a_store_fault_surfaces_and_is_no_bad_sample(dataset: Dataset) -> None:
     loader = train_loader(dataset, store=failing, cache=None, num_threads=2)
     with pytest.raises(StoreError, match="the store is gone"):
         list(loader.batches(0))
-    assert loader.bad_keys == ()
+    assert loader.bad_samples == {}
     assert decode_threads() == set()
 
 
@@ -299,7 +333,7 @@ def test_a_lost_shard_keeps_its_samples_places(
     assert [real_rows(batch) for batch in loader.batches(0)] == [
         [row for row in step if row[0] not in gone] for step in expected
     ]
-    assert set(loader.bad_keys) <= gone
+    assert set(loader.bad_samples) <= gone
     few = train_loader(dataset, store=store, cache=None, missing_shards="skip", max_bad_samples=2)
     with pytest.raises(TooManyBadSamplesError, match=rf"{lost.path} does not exist"):
         list(few.batches(0))

@@ -56,7 +56,7 @@ def test_more_operations_keep_the_first_ones() -> None:
 def test_grouping_equals_one_sample_at_a_time(num_ops: int) -> None:
     """Guards the sorting by operation: a wrong permutation gives a sample another one's operations."""
     draw = draw_ops(64, num_ops, probability=0.8)
-    images = torch.rand(64, 3, 12, 10)
+    images = torch.randint(0, 256, (64, 3, 12, 10), dtype=torch.uint8)
     original = images.clone()
     together = apply_rand_augment(images, draw)
     for row in range(64):
@@ -72,7 +72,7 @@ def test_grouping_equals_one_sample_at_a_time(num_ops: int) -> None:
 
 
 def test_nothing_to_do() -> None:
-    images = torch.rand(4, 3, 8, 8)
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     nothing = RandAugmentDraw(ops_BN=np.zeros((4, 0), dtype=np.int64), arguments_BN=np.zeros((4, 0)))
     assert torch.equal(apply_rand_augment(images, nothing), images)
     assert apply_rand_augment(images[:0], draw_ops(0, 2)).shape == (0, 3, 8, 8)

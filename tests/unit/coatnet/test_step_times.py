@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from coatnet.data_wait import DataWait
+from coatnet.step_times import StepTimes
 
 
 def slow(count: int, seconds: float) -> Iterator[int]:
@@ -14,14 +14,18 @@ def slow(count: int, seconds: float) -> Iterator[int]:
 
 @pytest.mark.parametrize(("data_s", "work_s", "low", "high"), [(0.03, 0.0, 0.9, 1.0), (0.0, 0.03, 0.0, 0.1)])
 def test_waiting_is_told_from_working(data_s: float, work_s: float, low: float, high: float) -> None:
-    wait = DataWait()
+    times = StepTimes()
     seen: list[int] = []
-    for number in wait.watch(slow(5, data_s)):
-        time.sleep(work_s)
+    for number in times.watch(slow(5, data_s)):
+        with times.part("copy"):
+            time.sleep(work_s)
         seen.append(number)
     assert seen == [0, 1, 2, 3, 4]
-    assert low <= wait.take_share() <= high
-    assert wait.take_share() == 0.0, "each share is of the time since the last"
+    taken = times.take()
+    assert low <= taken["train/data_wait_share"] <= high
+    assert taken["data/wait_s"] >= data_s
+    assert taken["data/copy_s"] >= work_s, "means over a step"
+    assert times.take() == {}, "each is of the time since the last"
 
 
 def test_an_error_of_the_source_passes_through() -> None:
@@ -30,4 +34,4 @@ def test_an_error_of_the_source_passes_through() -> None:
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        list(DataWait().watch(broken()))
+        list(StepTimes().watch(broken()))

@@ -1,0 +1,87 @@
+"""What decoding must know of a JPEG before its pixels: one walk over the markers in front of them.
+
+Markers are those of ITU-T T.81, annex B; the EXIF orientation is tag 274 of EXIF 2.3, section 4.6.
+"""
+
+import struct
+from dataclasses import dataclass
+
+JPEG_SIGNATURE = b"\xff\xd8\xff"
+
+_APP1, _START_OF_SCAN, _MARKER = 0xE1, 0xDA, 0xFF
+_SEQUENTIAL_FRAMES = frozenset({0xC0, 0xC1})
+_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_FRAME = struct.Struct(">BHHB")  # precision, height, width, number of components
+_ORIENTATION_TAG = 0x0112
+_EXIF = b"Exif\0\0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JpegHeader:
+    """Sizes are of the pixels as stored, before they are turned upright."""
+
+    height: int
+    width: int
+    orientation: int
+    """EXIF's, 1 to 8; 1 where there is none or it makes no sense."""
+    height_offset: int
+    """Where the two bytes of the height stand."""
+    block_height: int
+    """Rows that are coded together: 8 or 16, rarely 32."""
+    is_top_down: bool
+    """All components of a row stand together, so that decoding can end at any block row."""
+
+
+def read_jpeg_header(jpeg_bytes: bytes) -> JpegHeader | None:
+    """Read the segments up to the first scan; None where they make no sense."""
+    try:
+        return _walk(jpeg_bytes)
+    except (IndexError, struct.error):  # The file ends too early.
+        return None
+
+
+def _walk(jpeg_bytes: bytes) -> JpegHeader | None:
+    orientation, frame, is_sequential = 1, None, False
+    offset = 2
+    while jpeg_bytes[offset] == _MARKER:
+        marker = jpeg_bytes[offset + 1]
+        if marker == _MARKER:  # Fill bytes may stand before a marker.
+            offset += 1
+            continue
+        if marker in _FRAMES:
+            frame = offset + 4
+            is_sequential = marker in _SEQUENTIAL_FRAMES
+        elif marker == _APP1 and jpeg_bytes.startswith(_EXIF, offset + 4):
+            orientation = _orientation(jpeg_bytes, offset + 4 + len(_EXIF))
+        elif marker == _START_OF_SCAN:
+            if frame is None:
+                return None
+            _, height, width, num_components = _FRAME.unpack_from(jpeg_bytes, frame)
+            samplings = jpeg_bytes[frame + _FRAME.size + 1 : frame + _FRAME.size + 3 * num_components : 3]
+            return JpegHeader(
+                height=height,
+                width=width,
+                orientation=orientation,
+                height_offset=frame + 1,
+                block_height=8 * max(sampling & 15 for sampling in samplings),
+                is_top_down=is_sequential and jpeg_bytes[offset + 4] == num_components,
+            )
+        offset += 2 + int.from_bytes(jpeg_bytes[offset + 2 : offset + 4], "big")
+    return None
+
+
+def _orientation(jpeg_bytes: bytes, tiff: int) -> int:
+    """Read the orientation from the first directory of the TIFF file that starts at `tiff`."""
+    order = {b"II": "<", b"MM": ">"}.get(jpeg_bytes[tiff : tiff + 2])
+    if order is None:
+        return 1
+    try:
+        (first,) = struct.unpack_from(order + "I", jpeg_bytes, tiff + 4)
+        (num_entries,) = struct.unpack_from(order + "H", jpeg_bytes, tiff + first)
+        for number in range(num_entries):
+            entry = struct.unpack_from(order + "HHIH", jpeg_bytes, tiff + first + 2 + 12 * number)
+            if entry[0] == _ORIENTATION_TAG:
+                return entry[3] if 1 <= entry[3] <= 8 else 1
+    except struct.error:  # The directory points out of the file.
+        return 1
+    return 1
