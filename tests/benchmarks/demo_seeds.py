@@ -21,7 +21,6 @@ from pipelines.preflight import check_services
 from pipelines.pretrain_finetune import open_run_corpus
 from pipelines.session import Session
 from pipelines.stage import Stage
-from pipelines.stages import shard_stage
 
 RESULTS = Path("build/bench/demo_seeds.json")
 _OPTIONS = [
@@ -60,7 +59,7 @@ def measure(seed: int) -> dict[str, Any]:
 
     def shard(phase: PhaseConfig) -> Stage:
         sharding = recipe.sharding(phase)
-        return shard_stage(corpus, list_for_build(corpus.source, sharding), sharding, runtime, announce)
+        return session.shard(corpus, list_for_build(corpus.source, sharding), sharding)
 
     animals, vehicles = shard(recipe.pretrain), shard(recipe.finetune)
     pretrained = session.train("pretrain", recipe.pretrain, animals, None)

@@ -2,11 +2,10 @@
 
 from data.list_corpus import list_for_build
 from pipelines.config import parse_run_config
-from pipelines.job import announce, run_main
+from pipelines.job import run_main
 from pipelines.preflight import check_services
 from pipelines.pretrain_finetune import open_run_corpus
 from pipelines.session import Session
-from pipelines.stages import shard_stage
 
 
 def main(argv: list[str]) -> int:
@@ -16,7 +15,7 @@ def main(argv: list[str]) -> int:
     session = Session(recipe, runtime, check_services(runtime, corpus.origin), actor="tests")
     sharding = recipe.sharding(recipe.pretrain)
     session.connect()
-    dataset = shard_stage(corpus, list_for_build(corpus.source, sharding), sharding, runtime, announce)
+    dataset = session.shard(corpus, list_for_build(corpus.source, sharding), sharding)
     pretrain = session.train("pretrain", recipe.pretrain, dataset, None)
     with session.job(key=pretrain.fingerprint, name="pretrain only", parameters={}):
         session.materialize(pretrain)
