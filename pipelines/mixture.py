@@ -1,13 +1,17 @@
 """Snapshots mixed into a phase's training images: from the config to what the loader reads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from data.errors import InputError
+from data.lease import pin
 from data.mixture import WeightsFrom, check_schedule
+from data.retirement import check_live
 from data.snapshot import load_snapshot
 from data.sources import Mixture, Source, check_classes
+from data.store import StoreError
 from infra.store import check_store, open_store
 
 
@@ -44,9 +48,15 @@ class SourceConfig:
 
 
 def mixture_schedule(sources: Sequence[SourceConfig]) -> tuple[WeightsFrom, ...]:
-    """Return the weights of all sources by epoch, the phase's own images first; () without a mixture."""
+    """Return the weights of all sources by epoch, the phase's own images first; () without a mixture.
+
+    Raises InputError for weights that cannot be, and for a snapshot named twice.
+    """
     if not sources:
         return ()
+    ids = [source.snapshot for source in sources]
+    if twice := [name for name in ids if ids.count(name) > 1]:
+        raise InputError(f"snapshot {twice[0]} is named twice in the mixture: name it once, with one weight")
     entries: list[WeightsFrom] = []
     for epoch in sorted({0, *(epoch for source in sources for epoch in source.later_weights)}):
         weights = [source.weight_at(epoch) for source in sources]
@@ -69,25 +79,57 @@ def mixture_identity(sources: Sequence[SourceConfig]) -> Mapping[str, Any]:
 
 
 def open_mixture(sources: Sequence[SourceConfig], *, max_wait_s: float = 60.0) -> Mixture | None:
-    """Load the snapshots that are mixed in; None without a mixture. InputError where one is not there."""
+    """Load the snapshots that are mixed in; None without a mixture. InputError where one is not there.
+
+    It waits for a store that is away: workers that start again call it. Commands call `check_stores` first.
+    """
     if not sources:
         return None
     opened: list[Source] = []
     for source in sources:
         store = open_store(source.dataset, max_wait_s=max_wait_s)
-        check_store(store, writable=False)
         opened.append(Source(store=store, snapshot=load_snapshot(store, source.snapshot)))
     return Mixture(sources=tuple(opened), schedule=mixture_schedule(sources))
+
+
+def check_stores(sources: Sequence[SourceConfig]) -> None:
+    """Raise InputError within seconds where a snapshot's store cannot be read."""
+    for source in sources:
+        check_store(open_store(source.dataset), writable=False)
+
+
+@contextmanager
+def pin_mixture(
+    sources: Sequence[SourceConfig], *, max_wait_s: float, announce: Callable[[str], None]
+) -> Generator[None]:
+    """Hold a lease on each snapshot that is mixed in, so that gc leaves it alone.
+
+    Its store may be open for reading only: then a warning must do. Raises InputError for a retired one.
+    """
+    with ExitStack() as pins:
+        for source in sources:
+            store = open_store(source.dataset, max_wait_s=max_wait_s)
+            try:
+                pins.enter_context(pin(store, source.snapshot))
+            except StoreError as error:
+                check_live(store, source.snapshot)
+                announce(
+                    f"warning: no lease on snapshot {source.snapshot} of the mixture ({error}): a gc of "
+                    f"{store.uri} would free it under this job if it is retired meanwhile"
+                )
+        yield
 
 
 def check_mixture(
     name: str, sources: Sequence[SourceConfig], *, classes: Sequence[str], num_lanes: int
 ) -> None:
     """Raise InputError, before work starts, where a phase's mixture cannot be read or does not fit."""
+    check_stores(sources)
     mixture = open_mixture(sources)
     if mixture is None:
         return
     for source in mixture.sources:
+        check_live(source.store, source.snapshot.id)
         check_classes(source.snapshot, classes, name)
         num_samples = source.snapshot.stats["samples"]["train"]
         if num_samples < num_lanes:

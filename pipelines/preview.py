@@ -19,7 +19,7 @@ from infra.store import check_store, open_store
 from pipelines.augmented_sheet import augmented_sheet
 from pipelines.config import PhaseConfig, Recipe, Runtime, parse_config
 from pipelines.job import announce, run_main
-from pipelines.mixture import open_mixture
+from pipelines.mixture import check_stores, open_mixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,7 @@ def preview(config: PreviewConfig) -> bytes:
     check_store(dataset, writable=False)
     snapshot = load_snapshot(dataset, config.snapshot)
     phase: PhaseConfig = getattr(config.recipe, config.phase)
+    check_stores(phase.mixture)
     order = phase.order(config.recipe.seed)
     loader = TrainLoader(
         store=dataset,

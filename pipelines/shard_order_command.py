@@ -13,7 +13,7 @@ from data.shard_index import read_index
 from data.snapshot import load_snapshot
 from data.sources import Mixture, Source, shards_of
 from pipelines.job import announce
-from pipelines.mixture import SourceConfig, open_mixture
+from pipelines.mixture import SourceConfig, check_stores, open_mixture
 from pipelines.shard_command import Command, Outcome, open_to_read
 from pipelines.shard_read_commands import ReadConfig
 
@@ -68,6 +68,7 @@ def order(config: OrderShowConfig) -> Outcome:
     """Print, for each step of a training epoch, the images that each rank gets, as a line of JSON."""
     dataset = open_to_read(config.dataset)
     sources = [Source(store=dataset, snapshot=load_snapshot(dataset, config.snapshot))]
+    check_stores(config.mixture)
     mixture = open_mixture(config.mixture)
     if mixture is not None:
         mixture.check(sources[0].snapshot)

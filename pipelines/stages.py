@@ -20,7 +20,7 @@ from pipelines.corpus import Corpus
 from pipelines.dataset_card import CardSource, publish_card
 from pipelines.eval_tasks import EvalPlan, evaluate_model
 from pipelines.job import connect_to_ray
-from pipelines.mixture import mixture_identity
+from pipelines.mixture import mixture_identity, pin_mixture
 from pipelines.shard_tasks import run_shard_tasks
 from pipelines.stage import Stage, StageRecord, Workspace
 from pipelines.training import MODEL_FOLDER, TrainPlan, train_worker
@@ -138,16 +138,17 @@ def train_stage(
             runtime=runtime,
             run=run_ref,
         )
-        result = run_workers(
-            train_worker,
-            plan,
-            name=f"{name}-{workspace.stage.fingerprint}",
-            num_workers=runtime.num_workers,
-            use_gpu=runtime.use_gpu,
-            cpus_per_worker=runtime.cpus_per_worker,
-            max_failures=runtime.max_failures,
-            show=partial(_show, announce),
-        )
+        with pin_mixture(phase.mixture, max_wait_s=runtime.max_store_wait_s, announce=announce):
+            result = run_workers(
+                train_worker,
+                plan,
+                name=f"{name}-{workspace.stage.fingerprint}",
+                num_workers=runtime.num_workers,
+                use_gpu=runtime.use_gpu,
+                cpus_per_worker=runtime.cpus_per_worker,
+                max_failures=runtime.max_failures,
+                show=partial(_show, announce),
+            )
         return {
             **result,
             "model_path": f"{workspace.stage.path}/{MODEL_FOLDER}",

@@ -13,11 +13,13 @@ from coatnet.train_config import TrainConfig
 from coatnet.worker import LocalWorker
 from data.crop import DecodeConfig
 from data.errors import InputError
+from data.lease import list_leases
 from data.mixture import WeightsFrom
+from data.retirement import restore_snapshot, retire_snapshot
 from data.snapshot import Snapshot
 from infra.folder_store import FolderStore
 from pipelines.config import PhaseConfig, Recipe, Runtime, parse_run_config
-from pipelines.mixture import SourceConfig, check_mixture, mixture_schedule
+from pipelines.mixture import SourceConfig, check_mixture, mixture_schedule, pin_mixture
 from pipelines.shard import main as shard_main
 from pipelines.stages import DatasetRef, pinned_stage, train_stage
 from pipelines.training import TrainPlan, train_worker
@@ -73,6 +75,10 @@ def test_a_mixture_comes_from_the_config() -> None:
         ("[{dataset: x, snapshot: 1-a, weight: -0.1}]", "recipe.pretrain.*have 1.1; each must be 0, or"),
         ("[{dataset: x, snapshot: 1-a, weight: 0.5, later_weights: {0: 0.1}}]", "begins with epoch 0"),
         ("[{dataset: x, snapshot: 1-a, weight: 0.5, later_weights: {3: 2}}]", "from epoch 3 on add up to 2;"),
+        (
+            "[{dataset: x, snapshot: 1-a, weight: 0.2}, {dataset: y, snapshot: 1-a, weight: 0.2}]",
+            "recipe.pretrain: snapshot 1-a is named twice in the mixture",
+        ),
         ("[{dataset: x, snapshot: 1-a, weihgt: 0.5}]", "weihgt"),
     ],
 )
@@ -125,6 +131,40 @@ def test_what_does_not_fit_is_found_before_work_starts(own: Dataset, other: Data
     gone = replace(source(own), dataset="/nowhere/at/all")
     with pytest.raises(InputError, match="/nowhere/at/all does not exist"):
         check_mixture("pretrain", [gone], classes="abc", num_lanes=4)
+
+
+def test_a_retired_snapshot_is_refused(other: Dataset) -> None:
+    store, snapshot = other
+    retire_snapshot(store, snapshot.id, "a test")
+    with pytest.raises(InputError, match=r"is retired \(a test\)"):
+        check_mixture("pretrain", [source(other)], classes="abc", num_lanes=4)
+    with pytest.raises(InputError, match=r"is retired \(a test\)"), pinned(other, []):
+        pass
+    restore_snapshot(store, snapshot.id)
+    check_mixture("pretrain", [source(other)], classes="abc", num_lanes=4)
+
+
+def pinned(dataset: Dataset, warnings: list[str]) -> contextlib.AbstractContextManager[None]:
+    return pin_mixture([source(dataset)], max_wait_s=1.0, announce=warnings.append)
+
+
+def test_a_snapshot_mixed_in_has_a_lease(other: Dataset) -> None:
+    warnings: list[str] = []
+    with pinned(other, warnings):
+        assert [lease.what for lease in list_leases(other[0])] == [other[1].id]
+    assert list_leases(other[0]) == []
+    assert warnings == []
+
+
+def test_a_store_that_takes_no_lease_is_read_with_a_warning(tmp_path: Path) -> None:
+    dataset = small_dataset(tmp_path, num_train=20, classes="bc")
+    (dataset[0].root / "leases" / dataset[1].id).touch()  # Nothing can be written below a file.
+    warnings: list[str] = []
+    with pinned(dataset, warnings):
+        assert f"no lease on snapshot {dataset[1].id}" in warnings[0]
+    retire_snapshot(dataset[0], dataset[1].id, "a test")
+    with pytest.raises(InputError, match="is retired"), pinned(dataset, []):
+        pass
 
 
 def plan(own: Dataset, folder: Path, mixture: SourceConfig, stage: str) -> TrainPlan:
