@@ -76,16 +76,18 @@ def retrain(session: Session, incoming: Store, parameters: Mapping[str, Any]) ->
     model_name = session.runtime.model_name
     finish_pending(session.registry, model_name, Ledger(store=session.root), announce)
     champion = find_champion(session)
-    snapshot = append(session, incoming, champion)
+    phase = session.recipe.finetune
+    newest = _newest_snapshot(session.root.sub(champion.tags[DATASET_TAG]), champion)
+    # Before the append, which stays; so a class that only `incoming` brings cannot be mixed in yet.
+    check_mixture("finetune", phase.mixture, classes=newest.classes, num_lanes=phase.num_lanes)
+    snapshot = append(session, incoming, newest, champion)
     if snapshot.id == champion.tags[SNAPSHOT_TAG]:
         announce(f"retrain: nothing new since snapshot {snapshot.id} of champion version {champion.version}")
         return
     _check_evaluable(snapshot)
-    phase = session.recipe.finetune
-    check_mixture("finetune", phase.mixture, classes=snapshot.classes, num_lanes=phase.num_lanes)
     dataset = pinned_stage(DatasetRef.of(snapshot, champion.tags[DATASET_TAG]))
     parent = champion_stage(session.registry, champion)
-    challenger = session.train("finetune", session.recipe.finetune, dataset, parent)
+    challenger = session.train("finetune", phase, dataset, parent)
     decided = session.registry.find_version(model_name, challenger.fingerprint)
     if decided is not None and VERDICT_TAG in decided.tags:
         announce(
@@ -93,7 +95,7 @@ def retrain(session: Session, incoming: Store, parameters: Mapping[str, Any]) ->
             f"{decided.tags[VERDICT_TAG]}; the champion is version {champion.version}"
         )
         return
-    decode = session.recipe.finetune.decode
+    decode = phase.decode
     evaluation = session.evaluate(dataset, challenger, decode)
     key = evaluation.fingerprint
     session.connect()
@@ -115,10 +117,9 @@ def find_champion(session: Session) -> VersionInfo:
     return champion
 
 
-def append(session: Session, incoming: Store, champion: VersionInfo) -> Snapshot:
-    """Append the incoming images that no snapshot has seen; return the newest snapshot."""
+def append(session: Session, incoming: Store, parent: Snapshot, champion: VersionInfo) -> Snapshot:
+    """Append the incoming images that no snapshot has seen to `parent`; return the newest snapshot."""
     dataset = session.root.sub(champion.tags[DATASET_TAG])
-    parent = _newest_snapshot(dataset, champion)
     # Whatever arrives is taken: a new class too, and without a cap.
     finetune = replace(session.recipe.finetune, classes=None, max_train_per_class=None)
     sharding = session.recipe.sharding(finetune)
