@@ -6,7 +6,7 @@ Shape letters: N samples, K classes.
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from coatnet.model import CoAtNet
 from coatnet.worker import LocalWorker
 from data.crop import DecodeConfig
 from data.errors import InputError
-from data.loader import EvalLoader
+from data.loader import EvalLoader, TooManyBadSamplesError
 from data.normalize import normalize
 from data.shard_cache import ShardCache
 from data.snapshot import load_snapshot
@@ -56,6 +56,8 @@ class EvalPlan:
 class EvalSlice:
     """What one task found."""
 
+    bad_samples: dict[str, str]
+    """Key -> why; they are left out of the rest."""
     keys: list[str]
     labels_N: NDArray[np.int64]
     probabilities_NK: NDArray[np.float32]
@@ -63,7 +65,10 @@ class EvalSlice:
 
 
 def evaluate_model(plan: EvalPlan, announce: Callable[[str], None]) -> EvalReport:
-    """Return the report of every sample of the eval split, each exactly once."""
+    """Return the report of every sample of the eval split that can be decoded, each exactly once.
+
+    Raises `TooManyBadSamplesError` where more than `runtime.max_bad_samples` cannot.
+    """
     num_tasks = plan.runtime.num_workers
     slices = run_tasks(
         partial(evaluate_slice, plan, num_tasks),
@@ -74,7 +79,23 @@ def evaluate_model(plan: EvalPlan, announce: Callable[[str], None]) -> EvalRepor
             f"evaluate  slice {index + 1}/{num_tasks}  {len(found.keys):,} images"
         ),
     )
+    report_bad_samples(
+        dict(item for found in slices for item in found.bad_samples.items()),
+        plan.runtime.max_bad_samples,
+        announce,
+    )
     return merge_slices(plan, slices)
+
+
+def report_bad_samples(reasons: Mapping[str, str], max_allowed: int, announce: Callable[[str], None]) -> None:
+    """Name the samples that are not in the report; too many of all tasks together are an error."""
+    for key, reason in reasons.items():
+        announce(f"evaluate  left out: {key!r} cannot be read or decoded ({reason})")
+    if len(reasons) > max_allowed:
+        raise TooManyBadSamplesError(
+            f"{len(reasons)} samples of the eval split cannot be decoded, runtime.max_bad_samples allows "
+            f"{max_allowed}: build the dataset again or allow more"
+        )
 
 
 def merge_slices(plan: EvalPlan, slices: Sequence[EvalSlice]) -> EvalReport:
@@ -119,8 +140,8 @@ def evaluate_slice(plan: EvalPlan, num_tasks: int, index: int) -> EvalSlice:
     probabilities: list[NDArray[np.float32]] = []
 
     def keep(batch: Batch, logits_BK: Tensor) -> None:
-        real_B = np.array([key != "" for key in batch.keys])
-        keys.extend(key for key in batch.keys if key)
+        real_B = batch.weights_B.numpy() > 0  # Neither padding nor a black picture for a bad sample.
+        keys.extend(key for key, is_real in zip(batch.keys, real_B, strict=True) if is_real)
         labels.append(batch.labels_B.numpy()[real_B])
         probabilities.append(logits_BK.float().softmax(-1).cpu().numpy()[real_B])
 
@@ -130,6 +151,7 @@ def evaluate_slice(plan: EvalPlan, num_tasks: int, index: int) -> EvalSlice:
     to_input = partial(normalize, mean=model.config.mean, std=model.config.std)  # pyright: ignore[reportArgumentType]
     evaluate(worker, aligned, loader, normalize=to_input, on_batch=keep)
     return EvalSlice(
+        bad_samples=dict(loader.bad_samples),
         keys=keys,
         labels_N=np.concatenate(labels),
         probabilities_NK=np.concatenate(probabilities),

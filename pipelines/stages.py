@@ -209,7 +209,7 @@ def evaluate_stage(
 
     return Stage(
         name="evaluate",
-        recipe_version=2,
+        recipe_version=3,
         identity={"decode": decode},
         inputs=(dataset, model),
         run=run,

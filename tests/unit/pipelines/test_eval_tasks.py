@@ -1,12 +1,25 @@
 """A model older than some classes is evaluated on all images, its outputs matched by name."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from coatnet.config import ModelConfig
+from coatnet.interop import save_model
 from coatnet.model import CoAtNet
+from data.build import build_snapshot
+from data.crop import DecodeConfig
 from data.errors import InputError
-from pipelines.eval_tasks import AlignedClasses
+from data.image_check import ImageLimits
+from data.loader import TooManyBadSamplesError
+from data.shard_write import write_shards_here
+from data.sharding_config import ShardingConfig
+from data.snapshot import Snapshot
+from infra.folder_store import FolderStore
+from pipelines.config import Runtime
+from pipelines.eval_tasks import AlignedClasses, EvalPlan, evaluate_slice, merge_slices, report_bad_samples
+from tests.small_dataset import encode, picture
 
 CONFIG = ModelConfig(
     widths=(8, 16, 32, 32), depths=(1, 1, 1, 1), stem_width=8, head_size=16, num_classes=2,
@@ -51,3 +64,42 @@ def test_a_class_without_images_is_refused(model: CoAtNet, known: tuple[str, ...
     """To drop an output flatters: the model can no longer choose that class wrongly."""
     with pytest.raises(InputError, match=message):
         AlignedClasses(model, known=known, wanted=("bird", "cat", "ship"))
+
+
+def dataset_with_a_broken_image(folder: Path) -> tuple[FolderStore, Snapshot]:
+    """Header checks let a truncated picture pass; it is the third of six for evaluation."""
+    corpus, dataset = FolderStore(root=folder / "corpus"), FolderStore(root=folder / "dataset")
+    for index in range(6):
+        content = encode(picture(24, 24, index), "png")
+        corpus.put(f"train/{'ab'[index % 2]}/{index}.png", content)
+        content = encode(picture(24, 24, 100 + index), "png")
+        corpus.put(f"test/{'ab'[index % 2]}/{index}.png", content[:-200] if index == 2 else content)
+    config = ShardingConfig(limits=ImageLimits(validate="header"))
+    run_all = write_shards_here(corpus, dataset, config.limits)
+    return dataset, build_snapshot(corpus, dataset, config, run_all)
+
+
+def test_an_image_that_cannot_be_decoded_is_not_in_the_report(model: CoAtNet, tmp_path: Path) -> None:
+    """It once counted as a black picture under its label."""
+    dataset, snapshot = dataset_with_a_broken_image(tmp_path)
+    (tmp_path / "model").mkdir()
+    save_model(model, tmp_path / "model", model.state_dict())
+    plan = EvalPlan(
+        root_uri=tmp_path.as_uri(),
+        model_path="model",
+        model_classes=("a", "b"),
+        dataset_path="dataset",
+        snapshot_id=snapshot.id,
+        decode=DecodeConfig(image_size_px=32),
+        runtime=Runtime(cache_dir=str(tmp_path / "cache")),
+    )
+    slices = [evaluate_slice(plan, 2, index) for index in range(2)]
+    report = merge_slices(plan, slices)
+    assert report.keys == tuple(f"test/{'ab'[i % 2]}/{i}.png" for i in (0, 4, 1, 3, 5))
+    assert report.confusion_KK.sum() == 5
+    reasons = {key: why for found in slices for key, why in found.bad_samples.items()}
+    lines: list[str] = []
+    report_bad_samples(reasons, 1, lines.append)
+    assert [line.partition(" cannot")[0] for line in lines] == ["evaluate  left out: 'test/a/2.png'"]
+    with pytest.raises(TooManyBadSamplesError, match="1 samples of the eval split"):
+        report_bad_samples(reasons, 0, lines.append)
