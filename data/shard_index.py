@@ -85,10 +85,22 @@ def _content_name(content: bytes) -> str:
 
 
 def read_index(dataset: Store, shard: ShardInfo) -> Table:
-    """Return a shard's index (columns: `INDEX_SCHEMA`); `CorruptShardError` if it is not the one written."""
+    """Return a shard's index (columns: `INDEX_SCHEMA`).
+
+    Raises `CorruptShardError` if it is not the one written, and `StoreError` if two readings are wrong
+    each in its own way: then it was damaged on its way.
+    """
     content = dataset.get(shard.index_path)
-    found = hashlib.sha256(content).hexdigest()
+    found = before = hashlib.sha256(content).hexdigest()
     if found != shard.index_sha256:
+        content = dataset.get(shard.index_path)
+        found = hashlib.sha256(content).hexdigest()
+    if found != shard.index_sha256:
+        if found != before:
+            raise StoreError(
+                f"{dataset.uri}/{shard.index_path} came wrong twice, each time another way: sha256 "
+                f"{before[:12]}... and {found[:12]}...; the way to the store damages what it carries"
+            )
         raise CorruptShardError(
             f"{dataset.uri}/{shard.index_path} is damaged: sha256 {found[:12]}..., "
             f"its snapshot says {shard.index_sha256[:12]}...; restore it or build the dataset again"

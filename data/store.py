@@ -27,6 +27,10 @@ class ObjectNotFoundError(StoreError):
     """The object does not exist. The message names its full URI."""
 
 
+class ObjectTooShortError(StoreError):
+    """The object ends before the range that was asked for. The message names its full URI."""
+
+
 class CorruptShardError(StoreError):
     """A shard's bytes are not those that its index or snapshot names, in the store as well."""
 
@@ -60,7 +64,7 @@ class Store(Protocol):
         ...
 
     def get_range(self, path: str, start: int, size_bytes: int) -> bytes:
-        """Read exactly `size_bytes` bytes from `start`; a shorter object is a `StoreError`."""
+        """Read exactly `size_bytes` bytes from `start`. Raises `ObjectTooShortError`."""
         ...
 
     def download(self, path: str, target: Path) -> None:

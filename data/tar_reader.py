@@ -7,9 +7,9 @@ recently used, within a number of rows.
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from data.errors import InputError
 from data.shard_cache import CachedShard, ShardCache
 from data.shard_index import read_index
-from data.store import CorruptShardError, ObjectNotFoundError, Store
+from data.store import CorruptShardError, ObjectNotFoundError, ObjectTooShortError, Store
 from data.types import ShardInfo
 
 __all__ = ["CorruptShardError", "MissingShards", "ShardCache", "ShardReader", "StoredImage"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +66,8 @@ class _ShardIndex:
 class ShardReader:
     """Reads samples of one split's shards. For several threads at once.
 
-    Without a cache, or where it has no room, each image is one ranged read of the store.
+    Without a cache, or where it has no room, each image is one ranged read of the store. A tar or an
+    index that is gone, or damaged as a whole, stays so for this reader: it is not asked for again.
     """
 
     def __init__(
@@ -78,7 +81,9 @@ class ShardReader:
         if missing_shards not in ("error", "skip"):
             raise InputError(f"missing_shards is {missing_shards!r}: give 'error' or 'skip'")
         self._missing_shards = missing_shards
-        self._lost: set[int] = set()
+        self._reported: set[int] = set()
+        self._lost: dict[str, ObjectNotFoundError | CorruptShardError] = {}
+        """By path of the tar or the index."""
         self._store = store
         self._shards = shards
         self._cache = cache
@@ -104,8 +109,8 @@ class ShardReader:
         """Stand in for a sample that is gone: its key and label are known if its index is there."""
         with self._lock:
             index = self._indexes.get(shard)
-            is_news = shard not in self._lost
-            self._lost.add(shard)
+            is_news = shard not in self._reported
+            self._reported.add(shard)
         if is_news:
             _log.warning("its samples are left out: %s", error)
         if index is None:
@@ -122,12 +127,11 @@ class ShardReader:
         if file is not None:
             image_bytes = file.read(offset, size_bytes)
             is_cached = google_crc32c.value(image_bytes) == crc
-            if not is_cached:
-                self._drop(shard)
-                is_fetched_again = True
         if not is_cached:
-            image_bytes, is_damaged = self._read_from_store(shard, row, offset, size_bytes, crc)
-            is_fetched_again |= is_damaged
+            image_bytes, is_fetched_again = self._read_from_store(shard, row, offset, size_bytes, crc)
+        if file is not None and not is_cached:
+            self._drop(shard)  # Only now: where the store's bytes are wrong too, the copy is true to them.
+            is_fetched_again = True
         name = index.names[row].as_py()
         return StoredImage(
             image_bytes,
@@ -144,8 +148,25 @@ class ShardReader:
 
     def is_open(self, shard: int) -> bool:
         """Say whether `open` would have nothing to fetch."""
+        info = self._shards[shard]
         with self._lock:
-            return shard in self._indexes and (self._cache is None or shard in self._open)
+            if info.index_path in self._lost:
+                return True
+            has_tar = self._cache is None or shard in self._open or info.path in self._lost
+            return shard in self._indexes and has_tar
+
+    def _fetch_whole(self, path: str, fetch: Callable[[], T]) -> T:
+        """Fetch an object as a whole; where it is gone or damaged, fail at once from then on."""
+        with self._lock:
+            known = self._lost.get(path)
+        if known is not None:
+            raise type(known)(str(known))  # A new one: several threads must not share a traceback.
+        try:
+            return fetch()
+        except (ObjectNotFoundError, CorruptShardError) as error:
+            with self._lock:
+                self._lost[path] = error
+            raise
 
     def _read_from_store(
         self, shard: int, row: int, offset: int, size_bytes: int, crc: int
@@ -154,7 +175,10 @@ class ShardReader:
         path = self._shards[shard].path
         found, before = 0, -1
         for attempt in range(_MAX_READS):
-            image_bytes = self._store.get_range(path, offset, size_bytes)
+            try:
+                image_bytes = self._store.get_range(path, offset, size_bytes)
+            except ObjectTooShortError as error:
+                raise CorruptShardError(f"{error}; restore the shard or build the dataset again") from error
             found = google_crc32c.value(image_bytes)
             if found == crc:
                 return image_bytes, attempt > 0
@@ -175,14 +199,15 @@ class ShardReader:
             self._cache.discard(self._shards[shard])
 
     def _cached(self, shard: int) -> CachedShard | None:
-        if self._cache is None:
+        cache, info = self._cache, self._shards[shard]
+        if cache is None:
             return None
         with self._lock:
             if shard in self._open:
                 self._open.move_to_end(shard)
                 return self._open[shard]
         # Not under the lock: other threads go on reading while this one fetches.
-        file = self._cache.open(self._store, self._shards[shard])
+        file = self._fetch_whole(info.path, lambda: cache.open(self._store, info))
         with self._lock:
             self._open[shard] = file
             for other, opened in list(self._open.items()):
@@ -196,7 +221,8 @@ class ShardReader:
             if known is not None:
                 self._indexes.move_to_end(shard)
                 return known
-        loaded = self._load_index(shard)
+        info = self._shards[shard]
+        loaded = self._fetch_whole(info.index_path, lambda: self._load_index(info))
         with self._lock:
             if shard not in self._indexes:
                 self._indexes[shard] = loaded
@@ -206,12 +232,8 @@ class ShardReader:
                 self._num_index_rows -= len(oldest.offsets)
         return loaded
 
-    def _load_index(self, shard: int) -> _ShardIndex:
-        info = self._shards[shard]
-        try:
-            table = read_index(self._store, info).combine_chunks()
-        except CorruptShardError:  # Bytes may have been damaged on their way once.
-            table = read_index(self._store, info).combine_chunks()
+    def _load_index(self, info: ShardInfo) -> _ShardIndex:
+        table = read_index(self._store, info).combine_chunks()
         if table.num_rows != info.num_samples:
             raise CorruptShardError(
                 f"{self._store.uri}/{info.index_path} has {table.num_rows} rows, "

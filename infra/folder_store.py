@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import InputError
-from data.store import ObjectInfo, ObjectNotFoundError, StoreError
+from data.store import ObjectInfo, ObjectNotFoundError, ObjectTooShortError, StoreError
 from data.temporary_folder import DISK_FULL_ERRNOS
 
 # Half-written files carry this prefix until they are renamed; listings leave them out.
@@ -61,12 +61,12 @@ class FolderStore:
             return self._locate(path).read_bytes()
 
     def get_range(self, path: str, start: int, size_bytes: int) -> bytes:
-        """Return exactly `size_bytes` bytes from `start`; a shorter object is a `StoreError`."""
+        """Return exactly `size_bytes` bytes from `start`; a shorter object is an `ObjectTooShortError`."""
         with self._faults_named(path), self._locate(path).open("rb") as file:
             file.seek(start)
             content = file.read(size_bytes)
         if len(content) != size_bytes:
-            raise StoreError(
+            raise ObjectTooShortError(
                 f"{self.uri}/{path}: wanted {size_bytes} bytes from {start}, found {len(content)}; "
                 "the object is shorter than its index says"
             )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError, FlexibleChecksumError
 
-from data.store import ObjectInfo, ObjectNotFoundError, StoreError
+from data.store import ObjectInfo, ObjectNotFoundError, ObjectTooShortError, StoreError
 from infra.folder_store import check_object_path, named_fault
 from infra.s3_checksum import PART_BYTES, PART_BYTES_KEY, PartsChecksum
 from infra.s3_client import HASTE, LazyClient, S3Patience
@@ -84,7 +84,7 @@ class S3Store:
         return self._call(path, lambda s3: s3.get_object(Bucket=self.bucket, Key=key)["Body"].read())
 
     def get_range(self, path: str, start: int, size_bytes: int) -> bytes:
-        """Return exactly `size_bytes` bytes from `start`; a shorter object is a `StoreError`."""
+        """Return exactly `size_bytes` bytes from `start`; a shorter object is an `ObjectTooShortError`."""
         if size_bytes == 0:
             return b""
         key, span = self.key(path), f"bytes={start}-{start + size_bytes - 1}"
@@ -94,7 +94,8 @@ class S3Store:
 
         content = self._call(path, read)
         if len(content) != size_bytes:
-            raise StoreError(
+            # Whole, by its own Content-Length: an answer cut short is a fault that was tried again.
+            raise ObjectTooShortError(
                 f"{self.uri}/{path}: wanted {size_bytes} bytes from {start}, got {len(content)}; "
                 "the object is shorter than its index says"
             )
@@ -251,6 +252,8 @@ class S3Store:
         uri = self._uri_of(path)
         if isinstance(error, ClientError) and status_of(error) == 404 and code_of(error) != "NoSuchBucket":
             return ObjectNotFoundError(f"{uri} does not exist")
+        if isinstance(error, ClientError) and status_of(error) == 416:
+            return ObjectTooShortError(f"{uri} ends before the range that was asked for: {error}")
         return StoreError(f"{uri}: {error}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import InputError
-from data.store import ObjectNotFoundError, Store, StoreError
+from data.store import ObjectNotFoundError, ObjectTooShortError, Store, StoreError
 from infra.store import check_store, open_store
 from tests.conftest import Stack
 
@@ -101,8 +101,10 @@ def test_absent_objects_and_short_ranges(store: Store, tmp_path: Path) -> None:
     store.delete("absent")
     store.put("x", b"0123456789")
     assert store.get_range("x", 2, 3) == b"234"
-    with pytest.raises(StoreError, match="wanted 5 bytes from 8, got 2"):
+    with pytest.raises(ObjectTooShortError, match="wanted 5 bytes from 8, got 2"):
         store.get_range("x", 8, 5)
+    with pytest.raises(ObjectTooShortError, match="x ends before the range that was asked for"):
+        store.get_range("x", 20, 5)
 
 
 def test_a_pickled_store_makes_its_own_client(store: Store) -> None:

@@ -2,8 +2,10 @@
 
 import io
 import tarfile
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,6 +151,81 @@ def test_a_wrong_index_is_refused(dataset: Dataset) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoisyIndexes(FolderStore):
+    """Damages the first readings of an index, each elsewhere or all alike."""
+
+    num_damaged: int
+    elsewhere: bool = True
+    reads: list[str] = field(default_factory=list[str])
+
+    def get(self, path: str) -> bytes:
+        content = bytearray(super().get(path))
+        self.reads.append(path)
+        if len(self.reads) <= self.num_damaged:
+            content[len(self.reads) if self.elsewhere else 0] ^= 1
+        return bytes(content)
+
+
+def test_an_index_damaged_on_its_way_is_not_a_lost_shard(pristine: Dataset) -> None:
+    shards = pristine[1].splits["train"]
+
+    def reader(**choices: Any) -> ShardReader:
+        store = NoisyIndexes(root=pristine[0].root, **choices)
+        return ShardReader(store, shards, None, missing_shards="skip")
+
+    assert reader(num_damaged=1).read(0, 0).image_bytes
+    with pytest.raises(StoreError, match="came wrong twice, each time another way"):
+        reader(num_damaged=2).read(0, 0)
+    assert "is damaged: sha256" in reader(num_damaged=2, elsewhere=False).read(0, 0).problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountingStore(FolderStore):
+    """Counts what is asked of it, by path."""
+
+    asked: Counter[str] = field(default_factory=Counter[str])
+
+    def get(self, path: str) -> bytes:
+        self.asked[path] += 1
+        return super().get(path)
+
+    def download(self, path: str, target: Path) -> None:
+        self.asked[path] += 1
+        super().download(path, target)
+
+
+@pytest.mark.parametrize("lost", ["tar", "short tar", "index", "damaged index"])
+def test_a_wholly_lost_shard_is_not_asked_for_again(dataset: Dataset, tmp_path: Path, lost: str) -> None:
+    store, snapshot = CountingStore(root=dataset[0].root), dataset[1]
+    shard = snapshot.splits["train"][0]
+    path = shard.path if "tar" in lost else shard.index_path
+    if lost in ("tar", "index"):
+        store.delete(path)
+    else:
+        store.put(path, (store.root / path).read_bytes()[:-100])
+    cache = ShardCache(tmp_path / "cache", 10**9)
+    reader = ShardReader(store, snapshot.splits["train"], cache, missing_shards="skip")
+    assert not reader.is_open(0)
+    problems = {reader.read(0, row).problem for row in range(shard.num_samples) for _ in range(3)}
+    assert len(problems) == 1
+    assert path in problems.pop()
+    assert store.asked[path] == (2 if lost == "damaged index" else 1)
+    assert reader.is_open(0), "there is nothing to fetch ahead"
+
+
+def test_a_cached_copy_of_a_damaged_shard_stays(dataset: Dataset, tmp_path: Path) -> None:
+    store, snapshot = CountingStore(root=dataset[0].root), dataset[1]
+    shard = snapshot.splits["train"][0]
+    damage(store.root / shard.path, first_offset(store, snapshot) + 5)
+    cache = ShardCache(tmp_path / "cache", 10**9)
+    reader = ShardReader(store, snapshot.splits["train"], cache, missing_shards="skip")
+    for _ in range(3):
+        assert reader.read(0, 0).problem
+        assert reader.read(0, 1).is_cached
+    assert store.asked[shard.path] == 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoisyStore(FolderStore):
     """Damages three answers of four, each elsewhere."""
 
@@ -172,7 +249,7 @@ def test_bytes_damaged_on_their_way_are_read_again(pristine: Dataset) -> None:
     assert len(noisy.reads) == 4 * len(expected)
 
 
-@pytest.mark.parametrize("lost", ["tar", "index", "bit"])
+@pytest.mark.parametrize("lost", ["tar", "index", "bit", "end"])
 def test_a_lost_shard_is_skipped_by_config(
     dataset: Dataset, lost: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -181,12 +258,15 @@ def test_a_lost_shard_is_skipped_by_config(
     whole = read_all(ShardReader(store, shards[:2], None), replace(snapshot, splits={"train": shards[:2]}))
     if lost == "bit":
         damage(store.root / shards[0].path, first_offset(store, snapshot) + 5)
+    elif lost == "end":
+        store.put(shards[0].path, store.get(shards[0].path)[: first_offset(store, snapshot) + 5])
     else:
         store.delete(shards[0].path if lost == "tar" else shards[0].index_path)
     reader = ShardReader(store, shards, None, missing_shards="skip")
     first = reader.read(0, 0)
     assert first.image_bytes == b""
     assert f"{shards[0].path[:-4]}." in first.problem
+    assert (lost == "end") == ("the object is shorter" in first.problem)
     known = (whole[0].label, whole[0].name)
     assert (first.label, first.name) == ((0, f"{shards[0].path}#0") if lost == "index" else known)
     second = reader.read(0, 1)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import InputError
-from data.store import ObjectNotFoundError, StoreError
+from data.store import ObjectNotFoundError, ObjectTooShortError, StoreError
 from infra.store import FolderStore, check_store, open_store
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=20).filter(
@@ -104,8 +104,10 @@ def test_ranges_are_exact_or_an_error(store: FolderStore) -> None:
     store.put("x", b"0123456789")
     assert store.get_range("x", 2, 3) == b"234"
     assert store.get_range("x", 0, 0) == b""
-    with pytest.raises(StoreError, match="wanted 5 bytes from 8, found 2"):
+    with pytest.raises(ObjectTooShortError, match="wanted 5 bytes from 8, found 2"):
         store.get_range("x", 8, 5)
+    with pytest.raises(ObjectTooShortError, match="wanted 5 bytes from 20, found 0"):
+        store.get_range("x", 20, 5)
 
 
 def test_download_and_upload(store: FolderStore, tmp_path: Path) -> None:

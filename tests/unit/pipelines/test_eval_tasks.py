@@ -66,7 +66,7 @@ def test_a_class_without_images_is_refused(model: CoAtNet, known: tuple[str, ...
         AlignedClasses(model, known=known, wanted=("bird", "cat", "ship"))
 
 
-def dataset_with_a_broken_image(folder: Path) -> tuple[FolderStore, Snapshot]:
+def snapshot_with_a_broken_image(folder: Path) -> Snapshot:
     """Header checks let a truncated picture pass; it is the third of six for evaluation."""
     corpus, dataset = FolderStore(root=folder / "corpus"), FolderStore(root=folder / "dataset")
     for index in range(6):
@@ -76,12 +76,12 @@ def dataset_with_a_broken_image(folder: Path) -> tuple[FolderStore, Snapshot]:
         corpus.put(f"test/{'ab'[index % 2]}/{index}.png", content[:-200] if index == 2 else content)
     config = ShardingConfig(limits=ImageLimits(validate="header"))
     run_all = write_shards_here(corpus, dataset, config.limits)
-    return dataset, build_snapshot(corpus, dataset, config, run_all)
+    return build_snapshot(corpus, dataset, config, run_all)
 
 
 def test_an_image_that_cannot_be_decoded_is_not_in_the_report(model: CoAtNet, tmp_path: Path) -> None:
     """It once counted as a black picture under its label."""
-    dataset, snapshot = dataset_with_a_broken_image(tmp_path)
+    snapshot = snapshot_with_a_broken_image(tmp_path)
     (tmp_path / "model").mkdir()
     save_model(model, tmp_path / "model", model.state_dict())
     plan = EvalPlan(
