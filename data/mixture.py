@@ -143,9 +143,9 @@ class MixtureOrder:
         schedule = check_schedule(schedule, len(sizes_K))
         self._config = config
         num_samples_K = [int(np.sum(sizes)) for sizes in sizes_K]
-        self._lane_samples_K = [_lane_samples(k, num, config) for k, num in enumerate(num_samples_K)]
+        self._lane_lengths_K = [_lane_length(k, num, config) for k, num in enumerate(num_samples_K)]
         self.steps_per_epoch = steps_per_epoch(sum(num_samples_K), config)
-        self._lane_length = self.steps_per_epoch * config.lane_size
+        self._places_per_lane = self.steps_per_epoch * config.lane_size
         self.num_left_out = sum(num % config.num_lanes for num in num_samples_K)
         self._first_shard_K = np.cumsum([0, *map(len, sizes_K)])
         self._taken_LK = np.zeros((config.num_lanes, len(sizes_K)), dtype=np.int64)
@@ -162,12 +162,12 @@ class MixtureOrder:
         begun = [entry for entry in schedule if entry.from_epoch <= epoch]
         for entry, following in pairwise(begun):
             pattern = _Pattern(entry.weights)
-            places = (following.from_epoch - entry.from_epoch) * self._lane_length
+            places = (following.from_epoch - entry.from_epoch) * self._places_per_lane
             for lane, taken_K in enumerate(self._taken_LK):
                 offset = self._offset(pattern, lane)
                 taken_K += pattern.counts_before(offset + places) - pattern.counts_before(offset)
         self._pattern = _Pattern(begun[-1].weights)
-        self._first_place = (epoch - begun[-1].from_epoch) * self._lane_length
+        self._first_place = (epoch - begun[-1].from_epoch) * self._places_per_lane
         for lane, taken_K in enumerate(self._taken_LK):  # `_Pattern.at` counts from place 0.
             taken_K -= self._pattern.counts_before(self._offset(self._pattern, lane))
 
@@ -179,12 +179,12 @@ class MixtureOrder:
         check_step(step, self.steps_per_epoch)
         b = self._config.lane_size
         lanes = lanes_of(rank, world_size, self._config.num_lanes)
-        samples = [self._lane_samples(lane, step * b) for lane in lanes]
+        samples = [self._rows_of_lane(lane, step * b) for lane in lanes]
         places_b = np.arange(step * b, (step + 1) * b, dtype=np.int64)
         return padded_batch(
             np.concatenate([shards_b for shards_b, _ in samples]),
             np.concatenate([rows_b for _, rows_b in samples]),
-            np.concatenate([lane * self._lane_length + places_b for lane in lanes]),
+            np.concatenate([lane * self._places_per_lane + places_b for lane in lanes]),
             rows_of_rank(self._config, world_size),
         )
 
@@ -194,10 +194,10 @@ class MixtureOrder:
         taken_K = self._taken_LK.sum(axis=0)
         for lane in range(self._config.num_lanes):
             taken_K += self._pattern.counts_before(self._offset(self._pattern, lane) + place)
-        passes_K = taken_K / (np.asarray(self._lane_samples_K) * self._config.num_lanes)
+        passes_K = taken_K / (np.asarray(self._lane_lengths_K) * self._config.num_lanes)
         return passes_K.tolist()
 
-    def _lane_samples(self, lane: int, first: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _rows_of_lane(self, lane: int, first: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return (shard, row) of the b samples of a lane from place `first` of the epoch on."""
         b = self._config.lane_size
         offset = self._offset(self._pattern, lane) + self._first_place + first
@@ -215,7 +215,7 @@ class MixtureOrder:
         self, source: int, lane: int, first: int, end: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return a source's samples number `first` to `end` - 1 of a lane, counted over its epochs."""
-        length = self._lane_samples_K[source]
+        length = self._lane_lengths_K[source]
         pieces: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         while first < end:
             epoch, place = divmod(int(first), length)
@@ -226,8 +226,8 @@ class MixtureOrder:
         return np.concatenate([shards for shards, _ in pieces]), np.concatenate([rows for _, rows in pieces])
 
 
-def _lane_samples(source: int, num_samples: int, config: OrderConfig) -> int:
-    """Return M, which is the same in every epoch of the source."""
+def _lane_length(source: int, num_samples: int, config: OrderConfig) -> int:
+    """Return M, the samples a lane takes of a source in each of the source's epochs."""
     if num_samples < config.num_lanes:
         raise InputError(
             f"source {source} of the mixture has {num_samples} samples, fewer than num_lanes "
