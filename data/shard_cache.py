@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from data.types import ShardInfo
 _log = logging.getLogger(__name__)
 
 _BUDGET_LOCK = "budget"
+_SILENT_WAIT_S = 10.0
 
 
 class CachedShard:
@@ -182,8 +184,7 @@ class ShardCache:
                 if not wait:
                     yield False
                     return
-                _log.debug("waiting for another process to fetch %s", what)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                _wait_for_lock(descriptor, what)
             yield True
         finally:
             os.close(descriptor)
@@ -192,6 +193,18 @@ class ShardCache:
         if not self._has_warned:
             self._has_warned = True
             _log.warning("the cache %s does not hold all: %s; reading from the store", self._folder, reason)
+
+
+def _wait_for_lock(descriptor: int, what: str) -> None:
+    """Take a lock that another thread or process has; say so where that takes long."""
+    message = "waiting since %.0f s for another process to be done with %s"
+    warning = threading.Timer(_SILENT_WAIT_S, _log.warning, (message, _SILENT_WAIT_S, what))
+    warning.daemon = True
+    warning.start()
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    finally:
+        warning.cancel()
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

@@ -1,6 +1,7 @@
 """The node cache: bounded, crash-safe, shared, and never in the way when it has no room."""
 
 import errno
+import fcntl
 import hashlib
 import logging
 import multiprocessing
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from data import shard_cache
 from data.errors import InputError
 from data.shard_cache import ShardCache
 from data.store import StoreError
@@ -153,6 +155,23 @@ def test_ranks_fetch_each_shard_once(tmp_path: Path) -> None:
             done.result()
     downloads = (tmp_path / "downloads").read_text().split()
     assert sorted(downloads) == sorted(shard.path for shard in shards)
+
+
+def test_a_long_wait_for_another_process_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shard_cache, "_SILENT_WAIT_S", 0.05)
+    store, shards = put_shards(tmp_path, 1)
+    cache = ShardCache(tmp_path / "cache", 10_000)
+    lock = os.open(tmp_path / "cache" / "locks" / shards[0].sha256[:2], os.O_RDWR)
+    with ThreadPoolExecutor(1) as ranks:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        opened = ranks.submit(cache.open, store, shards[0])
+        while not caplog.records:
+            time.sleep(0.01)
+        os.close(lock)
+        assert opened.result() is not None
+    assert "waiting since 0 s for another process to be done with shard shards/0.tar" in caplog.text
 
 
 @dataclass(frozen=True, kw_only=True)
