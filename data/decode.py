@@ -8,7 +8,8 @@ Resizing is bilinear with antialias. Shape letters: H height, W width, C channel
 import io
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -39,29 +40,38 @@ class BadSampleError(ValueError):
 def decode_train(image_bytes: bytes, draws: Sequence[float], config: DecodeConfig, out_HWC: Pixels) -> None:
     """Decode a random crop into `out_HWC`, uint8 [S, S, 3] with S = config.image_size_px.
 
-    `draws` are this sample's row of `data.crop.draw_crops`. Raises `BadSampleError`.
+    `draws` are this sample's row of `data.crop.draw_crops`. Raises `BadSampleError`. Only decoding can
+    fail so: what fails in cropping and resizing, such as torch out of memory, is no fault of the image.
     """
-    try:
-        if config.crop_mode == "random_pad":
-            _padded_crop(_decode_whole(image_bytes), draws, config, out_HWC)
-        elif not (image_bytes.startswith(JPEG_SIGNATURE) and _jpeg_crop(image_bytes, draws, config, out_HWC)):
-            image = _open_with_pillow(image_bytes)
-            box = random_resized_box(image.height, image.width, draws, config)
-            _resize_pillow(image, box, out_HWC)
-    except MemoryError:
-        raise
-    except Exception as error:  # Decoders raise many types on hostile bytes; all mean the same here.
-        raise BadSampleError(f"{type(error).__name__}: {error}") from error
+    if config.crop_mode == "random_pad":
+        with _bad_bytes():
+            pixels_HWC = _decode_whole(image_bytes)
+        _padded_crop(pixels_HWC, draws, config, out_HWC)
+        return
+    with _bad_bytes():
+        cropped_HWC = _jpeg_crop(image_bytes, draws, config)
+        image = _open_with_pillow(image_bytes) if cropped_HWC is None else None
+    if cropped_HWC is not None:
+        _resize_array(cropped_HWC, out_HWC)
+    elif image is not None:
+        _resize_pillow(image, random_resized_box(image.height, image.width, draws, config), out_HWC)
 
 
 def decode_eval(image_bytes: bytes, config: DecodeConfig, out_HWC: Pixels) -> None:
-    """Decode the evaluation view into `out_HWC`, uint8 [S, S, 3]. Raises `BadSampleError`."""
-    try:
+    """Decode the evaluation view into `out_HWC`, uint8 [S, S, 3]. Raises `BadSampleError`, as above."""
+    with _bad_bytes():
         image = _open_for_eval(image_bytes, config)
-        _resize_pillow(image, eval_box(image.height, image.width, config), out_HWC)
+    _resize_pillow(image, eval_box(image.height, image.width, config), out_HWC)
+
+
+@contextmanager
+def _bad_bytes() -> Generator[None]:
+    """Turn what decoders raise on hostile bytes, many types that mean the same, into `BadSampleError`."""
+    try:
+        yield
     except MemoryError:
         raise
-    except Exception as error:  # As above.
+    except Exception as error:
         raise BadSampleError(f"{type(error).__name__}: {error}") from error
 
 
@@ -119,26 +129,25 @@ def _resize_pillow(image: Image.Image, box: tuple[float, float, float, float], o
     out_HWC[...] = np.asarray(resized)
 
 
-def _jpeg_crop(jpeg_bytes: bytes, draws: Sequence[float], config: DecodeConfig, out_HWC: Pixels) -> bool:
-    """Decode a random-resized crop; False, with nothing written, if this path cannot."""
-    header = read_jpeg_header(jpeg_bytes)
+def _jpeg_crop(image_bytes: bytes, draws: Sequence[float], config: DecodeConfig) -> Pixels | None:
+    """Decode a random crop, at least as large as it will be; None if this path cannot."""
+    header = read_jpeg_header(image_bytes) if image_bytes.startswith(JPEG_SIGNATURE) else None
     if header is None:
-        return False
+        return None
     height, width = full_size = upright_size(header)
     box = random_resized_box(height, width, draws, config)
     size = config.image_size_px
     decoded = decode_jpeg(
-        jpeg_bytes,
+        image_bytes,
         header,
         min_height=min(height, math.ceil(height * size / box[2])),
         min_width=min(width, math.ceil(width * size / box[3])),
         end_row=box[0] + box[2],
     )
     if decoded is None:
-        return False
+        return None
     top, left, crop_height, crop_width = _scale_box(box, full_size, (decoded.height, decoded.width))
-    _resize_array(decoded.pixels_HWC[top : top + crop_height, left : left + crop_width], out_HWC)
-    return True
+    return decoded.pixels_HWC[top : top + crop_height, left : left + crop_width]
 
 
 def _scale_box(box: CropBox, full_size: tuple[int, int], size: tuple[int, ...]) -> CropBox:

@@ -192,6 +192,22 @@ def test_broken_bytes_are_a_bad_sample(extension: str, crop_mode: str) -> None:
             evaluate(content, config)
 
 
+@pytest.mark.parametrize("extension", ["png", "jpg"])
+@pytest.mark.parametrize("crop_mode", ["random_resized", "random_pad"])
+def test_a_fault_in_resizing_is_not_the_images(extension: str, crop_mode: str) -> None:
+    """torch out of memory once passed for a bad sample; here the batch cannot be written to."""
+    config = DecodeConfig(image_size_px=16, crop_mode=crop_mode)  # type: ignore[arg-type]
+    out_HWC = np.zeros((16, 16, 3), dtype=np.uint8)
+    out_HWC.flags.writeable = False
+    content = encode(picture(64, 64, 1), extension)
+    with pytest.raises(ValueError, match="read-only") as in_training:
+        decode_train(content, DRAWS[0], config, out_HWC)
+    with pytest.raises(ValueError, match="read-only") as in_evaluation:
+        decode_eval(content, config, out_HWC)
+    assert not isinstance(in_training.value, BadSampleError)
+    assert not isinstance(in_evaluation.value, BadSampleError)
+
+
 @settings(deadline=None, max_examples=40)
 @given(data=st.data(), pad_px=st.integers(0, 9), pad_mode=st.sampled_from(["reflect", "zero"]))
 def test_random_pad_is_pad_then_crop(data: st.DataObject, pad_px: int, pad_mode: str) -> None:
