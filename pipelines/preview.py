@@ -17,9 +17,10 @@ from data.loader import TrainLoader
 from data.snapshot import load_snapshot
 from infra.store import check_store, open_store
 from pipelines.augmented_sheet import augmented_sheet
-from pipelines.config import PhaseConfig, Recipe, Runtime, parse_config
+from pipelines.config import PhaseConfig, Recipe, Runtime
 from pipelines.job import announce, run_main
 from pipelines.mixture import check_stores, open_mixture
+from pipelines.parse_config import parse_config
 
 
 @dataclass(frozen=True, kw_only=True)

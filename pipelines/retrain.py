@@ -21,10 +21,11 @@ from data.store import Store
 from infra.ledger import Ledger
 from infra.registry import VERDICT_TAG, VersionInfo
 from infra.store import open_store
-from pipelines.config import Recipe, Runtime, parse_config, with_flags
+from pipelines.config import Recipe, Runtime
 from pipelines.dataset_card import CardSource, publish_card
 from pipelines.job import announce, run_main
 from pipelines.mixture import check_mixture
+from pipelines.parse_config import parse_config, with_flags
 from pipelines.preflight import check_services
 from pipelines.review import DATASET_TAG, SNAPSHOT_TAG, champion_stage, finish_pending, required_tag
 from pipelines.session import Session

@@ -24,8 +24,8 @@ from pipelines import (
     shard_show_command,
     shard_write_commands,
 )
-from pipelines.config import parse_config, with_flags
 from pipelines.job import announce, run_main
+from pipelines.parse_config import parse_config, with_flags
 
 COMMANDS = {
     **shard_write_commands.COMMANDS,

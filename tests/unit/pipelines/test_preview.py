@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data.errors import InputError
-from pipelines.config import parse_config
+from pipelines.parse_config import parse_config
 from pipelines.preview import PreviewConfig, main
 from tests.conftest import REPOSITORY
 from tests.small_dataset import small_dataset
