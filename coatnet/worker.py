@@ -10,6 +10,9 @@ from torch import distributed
 
 from coatnet.progress import Progress, format_progress
 
+COLLECTIVE_TIMEOUT_S = 600
+"""So long ranks wait for one another; what one of them waits for must take less."""
+
 
 class Worker(Protocol):
     """One of `world_size` processes that train together.

@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from coatnet.loop import TrainingStoppedError
 from coatnet.progress import Progress
-from coatnet.worker import Worker
+from coatnet.worker import COLLECTIVE_TIMEOUT_S, Worker
 from infra.ray_channel import Channel, Failure, describe_failure
 from infra.ray_worker import RayWorker
 from infra.stop_signals import StopRequest, stop_signals
@@ -33,7 +33,6 @@ _POLL_INTERVAL_S = 0.2
 _STOP_GRACE_S = 120.0
 """For workers to reach the end of a step, or an epoch's evaluation, and save."""
 _RETRY_WAIT_S = 1.0
-_COLLECTIVE_TIMEOUT_S = 600
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +150,7 @@ def _start_attempt(
         train_loop_config={"fn": fn, "payload": payload, "channel": channel, "num_threads": num_threads},
         scaling_config=scaling,
         run_config=run_config,
-        torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
     )
     outcome: dict[str, Any] = {}
 

@@ -12,6 +12,7 @@ from typing import Any
 from coatnet.config import ModelConfig
 from coatnet.train_config import TrainConfig
 from coatnet.variants import model_config
+from coatnet.worker import COLLECTIVE_TIMEOUT_S
 from data.augment import AugmentConfig
 from data.corpora.options import CorpusFormat, CorpusOptions
 from data.decode import DecodeConfig
@@ -166,8 +167,8 @@ class Runtime:
     """Node-local folder for shards."""
     cache_size_bytes: int = 20 * 1024**3
     max_store_wait_s: float = 300.0
-    """How long training and evaluation wait for an object store that is away before they stop. Ranks wait
-    600 s for one another."""
+    """How long training and evaluation wait for an object store that is away before they stop; less
+    than the 600 s that ranks wait for one another."""
     checkpoint_every_steps: int = 200
     checkpointed_stages: tuple[int, ...] = ()
     """Model stages, counted from 0, that compute their activations again in the backward pass, for memory."""
@@ -181,9 +182,10 @@ class Runtime:
         for name in (*at_least_one, "prefetch_batches", "cache_size_bytes", "checkpoint_every_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"runtime.{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.max_store_wait_s < float("inf"):
+        if not 0 <= self.max_store_wait_s < COLLECTIVE_TIMEOUT_S:
             raise InputError(
-                f"runtime.max_store_wait_s is {self.max_store_wait_s}; it must be 0 or more, finite"
+                f"runtime.max_store_wait_s is {self.max_store_wait_s}; it must be 0 or more and below "
+                f"{COLLECTIVE_TIMEOUT_S}: ranks wait no longer than that for one another"
             )
         for name in ("max_failures", "max_bad_samples"):
             if getattr(self, name) < 0:
@@ -225,6 +227,18 @@ class RunConfig:
                     f"runtime.num_workers is {self.runtime.num_workers}; at most recipe.{name}.num_lanes = "
                     f"{phase.num_lanes} can share the work: more lanes are another order of the samples"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MainJobKeys:
+    """Keys of the main job that another command takes, so that its config files can be given as they are."""
+
+    corpus: str = ""
+    """The main job's; not used."""
+    corpus_format: CorpusFormat = "auto"
+    """The main job's; not used."""
+    corpus_options: CorpusOptions = field(default_factory=CorpusOptions)
+    """The main job's; not used."""
 
 
 def parse_run_config(argv: Sequence[str], description: str) -> RunConfig:

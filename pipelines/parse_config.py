@@ -4,13 +4,22 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import jsonargparse
 
 from data.errors import InputError
 
 ConfigT = TypeVar("ConfigT")
+
+_UNKNOWN_KEY_MESSAGES = (
+    r"Group '([\w.]+)' does not accept option '([\w.]+)'",
+    r"unrecognized arguments: --([\w.]+)",
+    r"Key '([\w.]+)' is not expected",
+    r"Parser key \"([\w.]+)\": .*Option '([\w.]+)' is not accepted",
+    r"^Option '([\w.]+)' is not accepted",
+)
+"""jsonargparse's; the groups make up the key."""
 
 
 def parse_config(config_type: type[ConfigT], argv: Sequence[str], description: str) -> ConfigT:
@@ -58,16 +67,10 @@ def is_given(argv: Sequence[str], option: str) -> bool:
 def _explain(config_type: type, message: str) -> str:
     """Turn jsonargparse's message into one line that names what is allowed."""
     line = " ".join(message.split())
-    in_group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", line)
-    unrecognized = re.search(r"unrecognized arguments: --([\w.]+)", line)
-    top = re.search(r"Key '([\w.]+)' is not expected", line)
-    if in_group:
-        key = f"{in_group[1]}.{in_group[2]}"
-    elif unrecognized or top:
-        key = (unrecognized or top)[1]  # pyright: ignore[reportOptionalSubscript]
-    else:
-        return line
-    return _unknown_key(config_type, key)
+    for pattern in _UNKNOWN_KEY_MESSAGES:
+        if found := re.search(pattern, line):
+            return _unknown_key(config_type, ".".join(part for part in found.groups() if part))
+    return line
 
 
 def _unknown_key(config_type: type, key: str) -> str:
@@ -79,10 +82,15 @@ def _unknown_key(config_type: type, key: str) -> str:
         if part not in hints:
             unknown = part
             break
-        node, group = hints[part], f"{group}{part}."
+        node, group = _item_type(hints[part]), f"{group}{part}."
     names = [f.name for f in fields(node)]
     near = difflib.get_close_matches(unknown, names, n=1)
     hint = f"; did you mean {group}{near[0]}?" if near else ""
     return (
         f"unknown config key {key!r}; keys of {group.rstrip('.') or 'the config'}: {', '.join(names)}{hint}"
     )
+
+
+def _item_type(hint: Any) -> Any:
+    """Return the dataclass that a list or an optional value is made of, else the type itself."""
+    return next((item for item in get_args(hint) if is_dataclass(item)), hint)

@@ -17,14 +17,14 @@ from data.loader import TrainLoader
 from data.snapshot import load_snapshot
 from infra.store import check_store, open_store
 from pipelines.augmented_sheet import augmented_sheet
-from pipelines.config import PhaseConfig, Recipe, Runtime
+from pipelines.config import MainJobKeys, PhaseConfig, Recipe, Runtime
 from pipelines.job import announce, run_main
 from pipelines.mixture import check_stores, open_mixture
 from pipelines.parse_config import parse_config
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreviewConfig:
+class PreviewConfig(MainJobKeys):
     """What to show, and where to write it."""
 
     dataset: str = ""
@@ -39,8 +39,6 @@ class PreviewConfig:
     """At most one global batch."""
     out: str = "build/preview.png"
     """The picture's file."""
-    corpus: str = ""
-    """The main job's key, taken so that its config files can be given as they are; not used."""
     recipe: Recipe = field(default_factory=Recipe)
     runtime: Runtime = field(default_factory=Runtime)
     """The main job's; not used."""

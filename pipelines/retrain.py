@@ -11,7 +11,7 @@ a Kubernetes CronJob run it on a schedule.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from data.build import append_snapshot
@@ -21,7 +21,7 @@ from data.store import Store
 from infra.ledger import Ledger
 from infra.registry import VERDICT_TAG, VersionInfo
 from infra.store import open_store
-from pipelines.config import Recipe, Runtime
+from pipelines.config import MainJobKeys, Recipe, Runtime
 from pipelines.dataset_card import CardSource, publish_card
 from pipelines.job import announce, run_main
 from pipelines.mixture import check_mixture
@@ -35,15 +35,13 @@ from pipelines.stages import DatasetRef, pinned_stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrainConfig:
+class RetrainConfig(MainJobKeys):
     """Where to look, and how to finetune what is found."""
 
     incoming: str = ""
     """Class folders with new images, local or s3://."""
     once: bool = False
     """Look once and end; required, as nothing else is offered yet."""
-    corpus: str = ""
-    """The main job's key, taken so that its config files can be given as they are; not used."""
     recipe: Recipe = field(default_factory=Recipe)
     runtime: Runtime = field(default_factory=Runtime)
 
@@ -67,7 +65,8 @@ def main(argv: Sequence[str]) -> int:
     incoming = open_store(config.incoming)
     tracking_uri = check_services(config.runtime, incoming)
     session = Session(config.recipe, config.runtime, tracking_uri, actor="pipelines/retrain.py")
-    parameters = {name: value for name, value in asdict(config).items() if name not in ("corpus", "once")}
+    unused = {"once", *(field.name for field in fields(MainJobKeys))}
+    parameters = {name: value for name, value in asdict(config).items() if name not in unused}
     retrain(session, incoming, parameters)
     return 0
 
@@ -182,9 +181,11 @@ def _describe(parent: Snapshot, appended: Snapshot) -> str:
 
 
 def _refuse_corpus(argv: Sequence[str]) -> None:
-    """The main job's key; a config file may name it unused."""
-    if any(argument.partition("=")[0] == "--corpus" for argument in argv):
-        raise InputError("retraining reads no --corpus: give --incoming with the folder of new images")
+    """The main job's keys; a config file may name them unused."""
+    for argument in argv:
+        if argument.startswith("--corpus"):
+            option = argument.partition("=")[0]
+            raise InputError(f"retraining reads no {option}: give --incoming with the folder of new images")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ def test_overrides_win_over_files_and_files_over_defaults() -> None:
         (["--recipe.model_overrides", "{width: 3}"], r"unknown model option 'width'"),
         (["--recipe.pretrain.train.epochs", "0"], r"epochs is 0; it must be at least 1"),
         (["--runtime.num_workers", "0"], r"runtime.num_workers is 0"),
+        (["--runtime.max_store_wait_s", "600"], r"is 600.0; it must be 0 or more and below 600: ranks wait"),
         (
             ["--runtime.checkpointed_stages", "[0, 3]"],
             r"checkpointed_stages has 3; coatnet_nano has stages 0 to 2",
@@ -59,6 +60,9 @@ def test_unknown_key_in_a_file_names_the_valid_ones(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("recipe: {pretrain: {optimizer: sgd}}\n")
     with pytest.raises(InputError, match=r"'recipe.pretrain.optimizer'; keys of recipe.pretrain: classes, "):
+        parse_run_config(["--config", str(file)], "")
+    file.write_text("corpsu: /photos\n")
+    with pytest.raises(InputError, match=r"'corpsu'; keys of the config: .*; did you mean corpus\?"):
         parse_run_config(["--config", str(file)], "")
 
 

@@ -79,7 +79,11 @@ def test_a_mixture_comes_from_the_config() -> None:
             "[{dataset: x, snapshot: 1-a, weight: 0.2}, {dataset: y, snapshot: 1-a, weight: 0.2}]",
             "recipe.pretrain: snapshot 1-a is named twice in the mixture",
         ),
-        ("[{dataset: x, snapshot: 1-a, weihgt: 0.5}]", "weihgt"),
+        (
+            "[{dataset: x, snapshot: 1-a, weihgt: 0.5}]",
+            r"unknown config key 'recipe.pretrain.mixture.weihgt'; keys of recipe.pretrain.mixture: dataset, "
+            r"snapshot, weight, later_weights; did you mean recipe.pretrain.mixture.weight\?",
+        ),
     ],
 )
 def test_bad_mixtures_are_one_line(mixture: str, message: str) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 from data.errors import InputError
 from pipelines.parse_config import parse_config
 from pipelines.preview import PreviewConfig, main
+from pipelines.retrain import RetrainConfig
 from tests.conftest import REPOSITORY
 from tests.small_dataset import small_dataset
 
@@ -56,10 +57,20 @@ def test_bad_input_is_one_line(options: list[str], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+COMMANDS = {
+    "preview": (PreviewConfig, ["--dataset", "x"]),
+    "retrain": (RetrainConfig, ["--incoming", "x", "--once=true"]),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", ["demo", "images", "smoke"])
-def test_the_main_jobs_configs_are_taken_as_they_are(name: str) -> None:
+def test_the_main_jobs_configs_are_taken_as_they_are(name: str, command: str, tmp_path: Path) -> None:
     file = REPOSITORY / "pipelines" / "configs" / f"{name}.yaml"
-    config = parse_config(PreviewConfig, ["--config", str(file), "--dataset", "x"], "A test.")
+    corpus = tmp_path / "corpus.yaml"
+    corpus.write_text("corpus: /x.csv\ncorpus_format: manifest\ncorpus_options: {label_column: y}\n")
+    config_type, options = COMMANDS[command]
+    config = parse_config(config_type, ["--config", str(file), "--config", str(corpus), *options], "A test.")
     assert config.recipe.finetune.decode.image_size_px > 0
 
 
