@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import InputError
-from data.store import ObjectNotFoundError, ObjectTooShortError, Store, StoreError
+from data.store import ObjectNotFoundError, ObjectTooShortError, Store
 from infra.store import check_store, open_store
 from tests.conftest import Stack
 
