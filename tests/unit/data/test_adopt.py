@@ -124,7 +124,7 @@ def test_the_loader_reads_adopted_shards_as_our_own(dataset: FolderStore, tmp_pa
     assert all(labels[key] == label for b in batches for key, label in zip(b.keys, b.labels_B, strict=True))
     found = [key for b in EvalLoader(split="eval", batch_size=4, **about).batches() for key in b.keys if key]
     assert sorted(found) == [f"val/0.tar/v{number}.png" for number in range(5)]
-    assert loader.bad_keys == ()
+    assert loader.bad_samples == {}
 
 
 def test_twice_the_same_image_is_left_out_of_the_index_only(dataset: FolderStore) -> None:
