@@ -1,6 +1,6 @@
 """Look at one WebDataset tar of somebody else's where it lies: every image, once, copying none.
 
-What is found goes into a table in `staging/`; `data.adopt` makes the index of it, once the classes of all
+What is found goes into a table in `scans/`; `data.adopt` makes the index of it, once the classes of all
 tars are known.
 """
 
@@ -126,7 +126,7 @@ def scan_tar(plan: TarPlan, *, dataset: Store) -> ScannedTar:
             rejects.append(found) if isinstance(found, Reject) else rows.append(found)
     result = ScannedTar(
         path=plan.path, split=plan.split, size_bytes=size_bytes, etag=plan.etag, crc32c=crc32c, sha256=sha256,
-        table_path=put_parquet(dataset, "staging", rows, _SCAN_SCHEMA), num_samples=len(rows),
+        table_path=put_parquet(dataset, "scans", rows, _SCAN_SCHEMA), num_samples=len(rows),
         rejects=tuple(rejects),
     )  # fmt: skip
     dataset.put(receipt, json.dumps(asdict(result)).encode())

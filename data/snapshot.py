@@ -9,6 +9,7 @@ from typing import Any
 
 from data.errors import InputError
 from data.lease import store_time_s
+from data.quarantine import picture_paths
 from data.retirement import retired_ids
 from data.shard_index import read_index as read_index
 from data.shard_list import ShardList, extend_shard_lists, read_shard_lists
@@ -209,17 +210,19 @@ def seen_folder(chain: Sequence[SnapshotHeader]) -> str:
 
 
 def reachable_paths(dataset: Store, snapshot: Snapshot) -> set[str]:
-    """Return every object that reading, verifying or appending to the snapshot needs.
+    """Return every object that reading, verifying, showing or appending to the snapshot needs.
 
-    Its tars and indexes; of it and its ancestors the snapshot files, listings, quarantines and what was
-    noted in `seen/`; its own shard lists. An ancestor's own shard lists are not in it.
+    Its tars and indexes; of it and its ancestors the snapshot files, listings, quarantines with their
+    pictures and what was noted in `seen/`; its own shard lists. An ancestor's own shard lists are not in it.
     """
     chain = load_chain(dataset, snapshot)
     paths = {*seen_paths(dataset, chain), *(one.path for one in snapshot.shard_lists)}
     for header in chain:
         paths |= {snapshot_path(header.number), *header.listing_paths}
-        lists = (header.quarantine_path, header.near_duplicates_path)
-        paths.update(path for path in lists if path is not None)
+        if header.quarantine_path is not None:
+            paths |= {header.quarantine_path, *picture_paths(header.quarantine_path)}
+        if header.near_duplicates_path is not None:
+            paths.add(header.near_duplicates_path)
     for shards in snapshot.splits.values():
         for shard in shards:
             paths |= {shard.path, shard.index_path}

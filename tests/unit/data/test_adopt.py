@@ -201,7 +201,7 @@ def test_gc_frees_the_index_and_never_the_tar(dataset: FolderStore) -> None:
     collect_garbage(dataset, grace_s=0)
     left = {info.path: info.etag for info in dataset.list()}
     assert tars.items() <= left.items()
-    assert not [path for path in left if path.startswith(("indexes/", "staging/", "receipts/"))]
+    assert not [path for path in left if path.startswith(("indexes/", "scans/", "receipts/"))]
     again = adopt(dataset)
     assert again is not None
     assert again.number == 2
