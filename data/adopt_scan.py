@@ -65,6 +65,8 @@ class LabelSource:
         except (ValueError, KeyError, TypeError) as error:
             raise BadImageError("no_label", f"no field {self.field!r} in its .json: {error!r}") from None
         values: list[Any] = found if isinstance(found, list) else [found]
+        if not values:
+            raise BadImageError("no_label", f"the field {self.field!r} in its .json is an empty list")
         return tuple(_label(value) for value in values)
 
 

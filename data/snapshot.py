@@ -113,6 +113,20 @@ def commit_snapshot(dataset: Store, snapshot: Snapshot) -> Snapshot:
     return snapshot
 
 
+def check_head(dataset: Store, parent: SnapshotHeader | None) -> None:
+    """Raise `SnapshotConflictError` where HEAD is not `parent` (None: no snapshot is live) any more.
+
+    To be asked right before a commit: a parent that was retired meanwhile would come back as an ancestor.
+    """
+    newest = _newest_live(dataset, snapshot_numbers(dataset))
+    head, expected = (newest.id if newest else None), (parent.id if parent else None)
+    if head != expected:
+        raise SnapshotConflictError(
+            f"{dataset.uri}: HEAD was snapshot {expected or 'none'} and is {head or 'none'} now: another "
+            "writer committed, or retired it"
+        )
+
+
 def load_snapshot(dataset: Store, snapshot_id: str) -> Snapshot:
     """Return the snapshot with this id, or the newest that is not retired for `HEAD`.
 
@@ -148,17 +162,21 @@ def head_and_next_number(dataset: Store) -> tuple[Snapshot, int]:
 
 
 def _head_and_next_number(dataset: Store) -> tuple[SnapshotHeader, int]:
-    numbers, retired = snapshot_numbers(dataset), retired_ids(dataset)
-    for number in reversed(numbers):
-        header = _read(dataset, snapshot_path(number))
-        if header.id not in retired:
-            return header, numbers[-1] + 1
+    numbers = snapshot_numbers(dataset)
+    if (header := _newest_live(dataset, numbers)) is not None:
+        return header, numbers[-1] + 1
     if numbers:
         raise InputError(
             f"all {len(numbers)} snapshots in {dataset.uri} are retired: bring one back with "
             "pipelines/shard.py retire --undo --snapshot ID, or create one anew"
         )
     raise InputError(f"no snapshot in {dataset.uri}: shard a corpus into it first")
+
+
+def _newest_live(dataset: Store, numbers: Sequence[int]) -> SnapshotHeader | None:
+    retired = retired_ids(dataset)
+    headers = (_read(dataset, snapshot_path(number)) for number in reversed(numbers))
+    return next((header for header in headers if header.id not in retired), None)
 
 
 def _with_shards(dataset: Store, header: SnapshotHeader) -> Snapshot:
