@@ -363,6 +363,25 @@ def test_append_takes_only_the_named_classes(tmp_path: Path, dataset: Store) -> 
     assert second.stats["train"] == {"dog": 8, "cat": 9}
 
 
+def test_what_was_left_out_for_its_label_is_taken_once_the_label_is_known(
+    tmp_path: Path, dataset: Store
+) -> None:
+    config = replace(CONFIG, classes=("cat", "dog"), unknown_labels="reject")
+    eels = {"train/eel/1.png": png(900), "test/eel/2.png": png(901)}
+    corpus = fill(tmp_path / "corpus", FILES)
+    first = build(corpus, dataset, config)
+    incoming = fill(tmp_path / "incoming", eels | {"train/cow/1.png": png(902), "train/cat/n.png": png(903)})
+    second = append(first, incoming, dataset, config)
+    assert second.stats["rejects"] == {"unknown_label": 3}
+    assert append(second, incoming, dataset, config) is None
+    grown = replace(config, classes=("cat", "dog", "eel"))
+    third = append(second, incoming, dataset, grown)
+    assert third.classes == ("cat", "dog", "eel")
+    assert third.stats["rejects"] == {}
+    assert third.stats["samples"] == {"train": 18, "eval": 7}
+    assert append(third, incoming, dataset, grown) is None
+
+
 def test_an_append_cannot_rename_or_remove_a_class(tmp_path: Path, dataset: Store) -> None:
     first = build(fill(tmp_path / "corpus", FILES), dataset)
     incoming = fill(tmp_path / "incoming", {"train/cat/n.png": png(900), "train/ant/n.png": png(901)})
