@@ -7,7 +7,6 @@ tars are known.
 import hashlib
 import io
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from data.errors import InputError
 from data.image_check import BadImageError, ImageLimits, check_image, quiet_pillow
 from data.shard_index import INDEX_SCHEMA, put_parquet
 from data.store import ObjectNotFoundError, Store, StoreError
+from data.temporary_folder import temporary_folder
 from data.types import Reject
 
 _SCAN_VERSION = 1
@@ -107,13 +107,14 @@ def scan_tar(plan: TarPlan, *, dataset: Store) -> ScannedTar:
     An image that a build would have to encode anew is taken if the loader shows it as that would look
     (rotated by EXIF, CMYK, palette, WebP, first frame of an animation, ...) and is a reject `needs_change`
     if not: 16 bits a channel, transparency. A tar seen before is not read again. Raises `InputError` for
-    a tar that cannot be adopted, `StoreError` where the store fails or the tar has changed.
+    a tar that cannot be adopted, `StoreError` where the store fails or the tar has changed,
+    `TemporaryFolderFullError`.
     """
     receipt = _receipt_path(plan)
     if (known := _read_receipt(dataset, receipt)) is not None:
         return known
-    with tempfile.TemporaryDirectory(prefix="adopt-") as scratch, quiet_pillow():
-        local = Path(scratch) / "shard.tar"
+    with temporary_folder("adopt-") as scratch, quiet_pillow():
+        local = scratch / "shard.tar"
         dataset.download(plan.path, local)
         size_bytes = local.stat().st_size
         if size_bytes != plan.size_bytes:
