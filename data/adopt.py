@@ -26,6 +26,7 @@ from data.sharding_config import LeakPolicy
 from data.snapshot import (
     Snapshot,
     SnapshotConflictError,
+    check_head,
     commit_snapshot,
     head_and_next_number,
     list_live_snapshots,
@@ -157,6 +158,7 @@ def _adopt_once(
     check_counts(named_counts(written.label_counts, classes), added, needs_eval=False)
     snapshot = describe_snapshot(parent, number, listing, classes, written, near, (), dataset)
     lease.check()
+    check_head(dataset, parent)
     return commit_snapshot(dataset, snapshot)
 
 

@@ -1,13 +1,12 @@
 """Look at one WebDataset tar of somebody else's where it lies: every image, once, copying none.
 
-What is found goes into a table in `staging/`; `data.adopt` makes the index of it, once the classes of all
+What is found goes into a table in `scans/`; `data.adopt` makes the index of it, once the classes of all
 tars are known.
 """
 
 import hashlib
 import io
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from data.errors import InputError
 from data.image_check import BadImageError, ImageLimits, check_image, quiet_pillow
 from data.shard_index import INDEX_SCHEMA, put_parquet
 from data.store import ObjectNotFoundError, Store, StoreError
+from data.temporary_folder import temporary_folder
 from data.types import Reject
 
 _SCAN_VERSION = 1
@@ -65,6 +65,8 @@ class LabelSource:
         except (ValueError, KeyError, TypeError) as error:
             raise BadImageError("no_label", f"no field {self.field!r} in its .json: {error!r}") from None
         values: list[Any] = found if isinstance(found, list) else [found]
+        if not values:
+            raise BadImageError("no_label", f"the field {self.field!r} in its .json is an empty list")
         return tuple(_label(value) for value in values)
 
 
@@ -105,13 +107,14 @@ def scan_tar(plan: TarPlan, *, dataset: Store) -> ScannedTar:
     An image that a build would have to encode anew is taken if the loader shows it as that would look
     (rotated by EXIF, CMYK, palette, WebP, first frame of an animation, ...) and is a reject `needs_change`
     if not: 16 bits a channel, transparency. A tar seen before is not read again. Raises `InputError` for
-    a tar that cannot be adopted, `StoreError` where the store fails or the tar has changed.
+    a tar that cannot be adopted, `StoreError` where the store fails or the tar has changed,
+    `TemporaryFolderFullError`.
     """
     receipt = _receipt_path(plan)
     if (known := _read_receipt(dataset, receipt)) is not None:
         return known
-    with tempfile.TemporaryDirectory(prefix="adopt-") as scratch, quiet_pillow():
-        local = Path(scratch) / "shard.tar"
+    with temporary_folder("adopt-") as scratch, quiet_pillow():
+        local = scratch / "shard.tar"
         dataset.download(plan.path, local)
         size_bytes = local.stat().st_size
         if size_bytes != plan.size_bytes:
@@ -126,7 +129,7 @@ def scan_tar(plan: TarPlan, *, dataset: Store) -> ScannedTar:
             rejects.append(found) if isinstance(found, Reject) else rows.append(found)
     result = ScannedTar(
         path=plan.path, split=plan.split, size_bytes=size_bytes, etag=plan.etag, crc32c=crc32c, sha256=sha256,
-        table_path=put_parquet(dataset, "staging", rows, _SCAN_SCHEMA), num_samples=len(rows),
+        table_path=put_parquet(dataset, "scans", rows, _SCAN_SCHEMA), num_samples=len(rows),
         rejects=tuple(rejects),
     )  # fmt: skip
     dataset.put(receipt, json.dumps(asdict(result)).encode())

@@ -22,6 +22,7 @@ from data.sharding_config import ShardingConfig
 from data.snapshot import (
     Snapshot,
     SnapshotConflictError,
+    check_head,
     commit_snapshot,
     head_and_next_number,
     list_live_snapshots,
@@ -63,8 +64,8 @@ def build_snapshot(
 
     A finished build is recognised by the listing's digest: its snapshot is returned, and nothing is read.
     Raises `InputError` for what `list_for_build` refuses, a class without a train image, no eval
-    image (unless `eval_fraction` is 0), too many unusable images, and a leak (by policy).
-    Nothing is committed then.
+    image (unless `eval_fraction` is 0), too many unusable images, a leak (by policy), and a dataset that
+    holds another snapshot which is live. Nothing is committed then.
     """
     listing = listing or list_for_build(corpus, config)
     plans = plan_build(listing, config)
@@ -99,9 +100,9 @@ def append_snapshot(
     Where nothing is left, the rejects are remembered and not read again.
 
     If another append was committed first, this one is done again on top of it. Raises
-    `InputError` for a new class without a usable train image and for `config.classes` that rename, remove
-    or move a class of the parent, `SnapshotConflictError` where HEAD does not descend from `parent` or
-    conflicts do not end.
+    `InputError` for a new class without a usable train image and for `config.classes` that rename or
+    remove a class of the parent, `SnapshotConflictError` where HEAD does not descend from `parent` (which
+    was retired meanwhile, for example) or conflicts do not end.
     """
     check_live(dataset, parent.id)
     check_classes(config, parent)
@@ -121,23 +122,18 @@ def append_snapshot(
 
 
 def check_classes(config: ShardingConfig, parent: Snapshot) -> None:
-    """Raise `InputError` where `config.classes` does not begin with the parent's classes.
+    """Raise `InputError` where `config.classes` leaves out a class of the parent.
 
-    A label in a shard is a class's place in the list, so no append can take a class away or move it.
+    A label in a shard is a class's place in the parent's list, so no append can take a class away; the
+    order of `config.classes` is that of the classes which are not there yet.
     """
     if config.classes is None:
         return
-    for place, name in enumerate(parent.classes):
+    for name in parent.classes:
         if name not in config.classes:
             raise InputError(
                 f"class {name!r} of snapshot {parent.id} is not among classes: an append can neither rename "
                 "nor remove a class; name it too (it needs no new image), or create another dataset"
-            )
-        if config.classes.index(name) != place:
-            raise InputError(
-                f"class {name!r} is number {place} in snapshot {parent.id} and number "
-                f"{config.classes.index(name)} in classes: an append cannot move a class; give the "
-                "snapshot's classes first, in its order, or create another dataset"
             )
 
 
@@ -162,12 +158,21 @@ def _finished_build(dataset: Store, record_path: str) -> Snapshot | None:
 
 
 def _commit_root(dataset: Store, snapshot: Snapshot) -> Snapshot:
-    """Commit under the next free number, or return the same snapshot if it is there already."""
+    """Commit under the next free number, or return the same snapshot if it is there already.
+
+    Raises `InputError` where another one is live: as HEAD the new one would hide it and its appends.
+    """
     for _ in range(_MAX_COMMIT_TRIES):
         number = max(snapshot_numbers(dataset), default=0) + 1
-        for other in list_live_snapshots(dataset):
+        live = list_live_snapshots(dataset)
+        for other in live:
             if other.content_sha256 == snapshot.content_sha256:
                 return replace(snapshot, number=other.number)
+        if live:
+            raise InputError(
+                f"{dataset.uri} holds snapshot {live[-1].id}, made of other images or with other options; a "
+                "new first one would hide it: add new images with append, or give another --dataset"
+            )
         try:
             return commit_snapshot(dataset, replace(snapshot, number=number))
         except SnapshotConflictError:
@@ -209,6 +214,7 @@ def _append_once(
     check_counts(named_counts(written.label_counts, classes), added, needs_eval=False)
     snapshot = describe_snapshot(parent, number, fresh, classes, written, near, left_out, dataset)
     lease.check()
+    check_head(dataset, parent)
     return commit_snapshot(dataset, snapshot)
 
 

@@ -22,16 +22,19 @@ _OURS = tuple(
     for pattern in (
         r"shards/(?:train|eval)-[0-9a-f]{16}\.(?:tar|parquet)",
         r"indexes/(?:train|eval)-[0-9a-f]{16}\.parquet",
-        r"(?:listings|quarantine|near-duplicates|shard_lists)/[0-9a-f]{16}\.parquet",
+        r"(?:listings|quarantine|near-duplicates|shard_lists|scans)/[0-9a-f]{16}\.parquet",
+        r"quarantine/[0-9a-f]{16}(?:-pictures\.parquet|\.html)",
         r"builds/[0-9a-f]{32}\.json",
         r"cards/\d+-[0-9a-f]{12}\.(?:html|json)",
         r"seen/\d+-[0-9a-f]{12}/[0-9a-f]{16}\.parquet",
         r"receipts/[0-9a-f]{32}\.json",
-        r"staging/.+",
+        r"staging/[0-9a-f]{16}\.(?:tar|parquet)",
         r"leases/[^/]+/[^/]+\.json",
         r"clock/[0-9a-f]{32}",
     )
 )
+# The listing of a Parquet file: with it the file is not copied again, and its tar can be told.
+_STAGED_LISTING = re.compile(r"staging/[0-9a-f]{16}\.parquet")
 _NUM_THREADS = 16
 _BATCH = 1000
 
@@ -71,7 +74,11 @@ def find_garbage(dataset: Store, *, grace_s: float) -> Garbage:
     adopted = _adopted_paths(dataset, lists.values())
     ours = [info for info in dataset.list() if is_ours(info.path) and info.path not in adopted]
     unneeded = [
-        info for info in ours if standing.now_s - info.modified_s >= grace_s and info.path not in needed
+        info
+        for info in ours
+        if standing.now_s - info.modified_s >= grace_s
+        and info.path not in needed
+        and not _STAGED_LISTING.fullmatch(info.path)
     ]
     doomed = tuple(_without_useful_records(dataset, unneeded, needed, standing.kept_ids))
     return Garbage(
@@ -194,12 +201,15 @@ def _without_useful_records(
         folder = info.path.partition("/")[0]
         if folder not in ("receipts", "builds"):
             return False
-        record = json.loads(dataset.get(info.path))
-        if folder == "builds":
-            return record["snapshot"] in kept_ids
-        # An adopted tar's receipt names no shard: its index is in a snapshot, or it is scanned again.
-        shard = record.get("info")
-        return shard is not None and shard["path"] in needed
+        try:
+            record = json.loads(dataset.get(info.path))
+            if folder == "builds":
+                return record["snapshot"] in kept_ids
+            # An adopted tar's receipt names no shard: its index is in a snapshot, or it is scanned again.
+            shard = record.get("info")
+            return shard is not None and shard["path"] in needed
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False  # damaged: of no use to anybody
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         useful = pool.map(is_useful, infos)

@@ -1,6 +1,5 @@
 """Near duplicates of a dataset: over the shards' indexes, as rows with names, and which of them to drop."""
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from data.near_duplicates import Ids, NearPairs, find_near_pairs
 from data.shard_index import get_parquet, put_parquet
 from data.sharding_config import ShardingConfig
 from data.store import Store
+from data.temporary_folder import temporary_folder
 
 # Pairs that are kept, and that are listed by name; all are counted.
 MAX_PAIRS = 1_000_000
@@ -86,15 +86,14 @@ def find_near_duplicates(
 
     Of two alike the known one comes first, then the one in eval (in train where `leak_policy` is
     `drop_eval`), then the one in the earlier shard: that one stays where the policy is to drop. Raises
-    InputError for more pairs to drop than fit in memory.
+    InputError for more pairs to drop than fit in memory, and `TemporaryFolderFullError`.
     """
     if config.near_duplicates == "off":
         return NearReport(listed=(), num_pairs=0, num_leaks=0, dropped=())
     is_dropping = config.near_duplicates == "drop"
     first_split = "train" if config.leak_policy == "drop_eval" else "eval"
     places = _Places([*known, *sorted(new, key=lambda shard: shard.split != first_split)])
-    with tempfile.TemporaryDirectory(prefix="near-") as folder:
-        scratch = Path(folder)
+    with temporary_folder("near-") as scratch:
         hashes, ids = _spill_hashes(dataset, places, scratch)
         first_new = int(places.starts[len(known)])
         pairs = find_near_pairs(
@@ -156,8 +155,9 @@ def _spill_hashes(dataset: Store, places: _Places, scratch: Path) -> tuple[NDArr
         for start, table in zip(places.starts, tables, strict=False):
             column = table.column("perceptual_hash").combine_chunks()
             is_known = column.is_valid().to_numpy(zero_copy_only=False)
-            column.drop_null().to_numpy().tofile(hashes_file)
-            (np.flatnonzero(is_known) + start).astype(np.int64).tofile(ids_file)
+            # Not tofile: its OSError on a full disk has no errno.
+            hashes_file.write(memoryview(column.drop_null().to_numpy()))
+            ids_file.write(memoryview((np.flatnonzero(is_known) + start).astype(np.int64)))
     if hashes_path.stat().st_size == 0:
         return np.empty(0, np.uint64), np.empty(0, np.int64)
     return np.memmap(hashes_path, np.uint64, "r"), np.memmap(ids_path, np.int64, "r")

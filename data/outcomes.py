@@ -1,6 +1,7 @@
 """What became of each listed record, and which records a dataset has processed already."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ OUTCOME_SCHEMA = pa.schema(
 
 _IDENTITY = ("path", "offset", "size_bytes", "etag")
 """What makes a record another one: a file uploaded again under its name has another size or etag."""
+
+_NOT_JUDGED: Any = pa.array(["unknown_label", "missing"])
+"""Outcomes of records whose image was not looked at: taken once their label is known, the file is there."""
 
 _DIGEST_SCHEMA: Any = pa.schema([("high", pa.uint64()), ("low", pa.uint64())])
 _MARKED_SCHEMA: Any = pa.schema([*LISTING_SCHEMA, *_DIGEST_SCHEMA])
@@ -65,23 +69,40 @@ def remember_rejects(
 def new_records(dataset: Store, snapshot: SnapshotHeader, listing: CorpusListing) -> CorpusListing:
     """Return the records whose (path, offset, size, etag) no snapshot of the chain has processed.
 
-    To each key a hash of them is added: a file uploaded again under its name is another sample.
+    One that was left out for its label is new once the label is known, and one whose file was missing stays
+    new. To each key a hash of them is added: a file uploaded again under its name is another sample.
     Memory does not grow with the listing or the chain: both are sorted by the digest, on disk if large.
     """
-    known = Spool(_DIGEST_SCHEMA, ("high", "low"))
-    chain = load_chain(dataset, snapshot)
-    paths = [path for header in chain for path in header.listing_paths]
-    for path in [*paths, *seen_paths(dataset, chain)]:
-        for batch in get_parquet(dataset, path).select(_IDENTITY).to_batches():
-            known.add(pa.RecordBatch.from_arrays(_digests(batch), schema=_DIGEST_SCHEMA))
+    judged, processed = _processed(dataset, snapshot)
+    parts = chain(
+        _absent(_marked(listing, SPLITS), judged), _absent(_marked(listing, (LEFT_OUT,)), processed)
+    )
+    fresh = (rekeyed for part in parts for rekeyed in _rekeyed(part))
+    return collect(CorpusListing(listing.seed), fresh, None)
+
+
+def _processed(dataset: Store, snapshot: SnapshotHeader) -> tuple[Spool, Spool]:
+    """Return the digests of the records whose images were judged, and of all that were processed."""
+    judged, processed = (Spool(_DIGEST_SCHEMA, ("high", "low")) for _ in range(2))
+    headers = load_chain(dataset, snapshot)
+    paths = [path for header in headers for path in header.listing_paths]
+    for path in [*paths, *seen_paths(dataset, headers)]:
+        table = get_parquet(dataset, path)
+        is_unread = compute.is_in(table.column("outcome"), value_set=_NOT_JUDGED)
+        for spool, rows in ((judged, table.filter(compute.invert(is_unread))), (processed, table)):
+            for batch in rows.select(_IDENTITY).to_batches():
+                spool.add(pa.RecordBatch.from_arrays(_digests(batch), schema=_DIGEST_SCHEMA))
+    return judged, processed
+
+
+def _marked(listing: CorpusListing, splits: Iterable[str]) -> Spool:
     listed = Spool(_MARKED_SCHEMA, ("high", "low", "key"))
-    for split in listing.totals:
+    for split in splits:
         for rows in listing.sorted_rows(split):
             for batch in rows.select(LISTING_SCHEMA.names).to_batches():
                 marked = [*batch.columns, *_digests(batch)]
                 listed.add(pa.RecordBatch.from_arrays(marked, schema=_MARKED_SCHEMA))
-    fresh = (rekeyed for part in _absent(listed, known) for rekeyed in _rekeyed(part))
-    return collect(CorpusListing(listing.seed), fresh, None)
+    return listed
 
 
 def _digests(rows: RecordBatch) -> list[Any]:

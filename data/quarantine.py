@@ -65,6 +65,11 @@ def quarantine_page_path(path: str) -> str:
     return f"{path.removesuffix('.parquet')}.html"
 
 
+def picture_paths(path: str) -> tuple[str, str]:
+    """Return where `picture_quarantine` writes, beside a quarantine's Parquet."""
+    return _pictures_path(path), quarantine_page_path(path)
+
+
 def _pictures_path(path: str) -> str:
     return f"{path.removesuffix('.parquet')}-pictures.parquet"
 

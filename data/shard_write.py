@@ -85,7 +85,8 @@ def write_shard(plan: ShardPlan, *, corpus: Store, dataset: Store, limits: Image
         num_images=len(records),
         listed_bytes=sum(record.size_bytes for record in records),
     )
-    dataset.put(receipt_path, json.dumps(asdict(result)).encode())
+    if not any(reject.reason == "missing" for reject in rejects):  # those files may come back
+        dataset.put(receipt_path, json.dumps(asdict(result)).encode())
     return result
 
 

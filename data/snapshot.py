@@ -9,6 +9,7 @@ from typing import Any
 
 from data.errors import InputError
 from data.lease import store_time_s
+from data.quarantine import picture_paths
 from data.retirement import retired_ids
 from data.shard_index import read_index as read_index
 from data.shard_list import ShardList, extend_shard_lists, read_shard_lists
@@ -112,6 +113,20 @@ def commit_snapshot(dataset: Store, snapshot: Snapshot) -> Snapshot:
     return snapshot
 
 
+def check_head(dataset: Store, parent: SnapshotHeader | None) -> None:
+    """Raise `SnapshotConflictError` where HEAD is not `parent` (None: no snapshot is live) any more.
+
+    To be asked right before a commit: a parent that was retired meanwhile would come back as an ancestor.
+    """
+    newest = _newest_live(dataset, snapshot_numbers(dataset))
+    head, expected = (newest.id if newest else None), (parent.id if parent else None)
+    if head != expected:
+        raise SnapshotConflictError(
+            f"{dataset.uri}: HEAD was snapshot {expected or 'none'} and is {head or 'none'} now: another "
+            "writer committed, or retired it"
+        )
+
+
 def load_snapshot(dataset: Store, snapshot_id: str) -> Snapshot:
     """Return the snapshot with this id, or the newest that is not retired for `HEAD`.
 
@@ -147,17 +162,21 @@ def head_and_next_number(dataset: Store) -> tuple[Snapshot, int]:
 
 
 def _head_and_next_number(dataset: Store) -> tuple[SnapshotHeader, int]:
-    numbers, retired = snapshot_numbers(dataset), retired_ids(dataset)
-    for number in reversed(numbers):
-        header = _read(dataset, snapshot_path(number))
-        if header.id not in retired:
-            return header, numbers[-1] + 1
+    numbers = snapshot_numbers(dataset)
+    if (header := _newest_live(dataset, numbers)) is not None:
+        return header, numbers[-1] + 1
     if numbers:
         raise InputError(
             f"all {len(numbers)} snapshots in {dataset.uri} are retired: bring one back with "
             "pipelines/shard.py retire --undo --snapshot ID, or create one anew"
         )
     raise InputError(f"no snapshot in {dataset.uri}: shard a corpus into it first")
+
+
+def _newest_live(dataset: Store, numbers: Sequence[int]) -> SnapshotHeader | None:
+    retired = retired_ids(dataset)
+    headers = (_read(dataset, snapshot_path(number)) for number in reversed(numbers))
+    return next((header for header in headers if header.id not in retired), None)
 
 
 def _with_shards(dataset: Store, header: SnapshotHeader) -> Snapshot:
@@ -209,17 +228,19 @@ def seen_folder(chain: Sequence[SnapshotHeader]) -> str:
 
 
 def reachable_paths(dataset: Store, snapshot: Snapshot) -> set[str]:
-    """Return every object that reading, verifying or appending to the snapshot needs.
+    """Return every object that reading, verifying, showing or appending to the snapshot needs.
 
-    Its tars and indexes; of it and its ancestors the snapshot files, listings, quarantines and what was
-    noted in `seen/`; its own shard lists. An ancestor's own shard lists are not in it.
+    Its tars and indexes; of it and its ancestors the snapshot files, listings, quarantines with their
+    pictures and what was noted in `seen/`; its own shard lists. An ancestor's own shard lists are not in it.
     """
     chain = load_chain(dataset, snapshot)
     paths = {*seen_paths(dataset, chain), *(one.path for one in snapshot.shard_lists)}
     for header in chain:
         paths |= {snapshot_path(header.number), *header.listing_paths}
-        lists = (header.quarantine_path, header.near_duplicates_path)
-        paths.update(path for path in lists if path is not None)
+        if header.quarantine_path is not None:
+            paths |= {header.quarantine_path, *picture_paths(header.quarantine_path)}
+        if header.near_duplicates_path is not None:
+            paths.add(header.near_duplicates_path)
     for shards in snapshot.splits.values():
         for shard in shards:
             paths |= {shard.path, shard.index_path}

@@ -53,12 +53,13 @@ def verify_shard(shard: ShardInfo, *, dataset: Store) -> tuple[Damage, ...]:
 
 
 def verify_lists(snapshot: Snapshot, dataset: Store) -> tuple[Damage, ...]:
-    """Check the listings and quarantines of the snapshot and its ancestors, which an append reads.
+    """Check the listings, quarantines and near duplicates of the snapshot and its ancestors.
 
     Their names are those of their content. Also the retirements of any snapshot, which HEAD depends on.
     """
     chain = load_chain(dataset, snapshot)
-    paths = [path for one in chain for path in (*one.listing_paths, one.quarantine_path) if path is not None]
+    named = [(*one.listing_paths, one.quarantine_path, one.near_duplicates_path) for one in chain]
+    paths = [path for some in named for path in some if path is not None]
     found: list[Damage] = []
     for path in [*paths, *seen_paths(dataset, chain)]:
         content = _get(dataset, path, found)

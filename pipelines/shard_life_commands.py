@@ -7,7 +7,7 @@ from data.collect import Garbage, collect_garbage, find_garbage
 from data.errors import InputError
 from data.lease import active_leases
 from data.retirement import restore_snapshot, retire_snapshot
-from data.snapshot import list_live_snapshots, load_snapshot, snapshot_ages_s
+from data.snapshot import list_live_snapshots, load_header, snapshot_ages_s
 from data.store import Store
 from infra.store import check_store
 from pipelines.job import announce
@@ -75,7 +75,7 @@ class GcConfig:
 def retire(config: RetireConfig) -> Outcome:
     """Retire snapshots: no new job pins them, no append goes on from them, and gc may free them later."""
     dataset = open_to_read(config.dataset)
-    chosen = [load_snapshot(dataset, config.snapshot).id] if config.snapshot else _by_policy(dataset, config)
+    chosen = [load_header(dataset, config.snapshot).id] if config.snapshot else _by_policy(dataset, config)
     verb = "brought back" if config.undo else "retired"
     if config.dry_run:
         announce(f"dry run: would be {verb}: {', '.join(chosen) or 'none'}; nothing written")

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from data.arrow import Column, RecordBatch, compute
+from data.corpora.damage import naming_damage
 from data.corpora.label_column import label_lists
 from data.corpora.labels import SPLIT_WORDS
 from data.corpora.range_reader import open_file
@@ -51,18 +52,14 @@ def read_manifest(store: Store, info: ObjectInfo, columns: ManifestColumns) -> I
     label, a split that is not known, and what is not a table.
     """
     extension = info.path.rpartition(".")[2].lower()
-    try:
-        with open_file(store, info) as file:
-            if extension == "parquet":
-                row, batches = 0, _parquet_batches(file, info.path, columns)
-            else:
-                row, batches = 2, _text_batches(file, info.path, columns, DELIMITERS[extension])
-            for batch in batches:
-                yield _checked(batch, info.path, columns, row)
-                row += batch.num_rows
-    except pa.ArrowInvalid as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"manifest {info.path} cannot be read: {reason}; correct it") from None
+    with naming_damage(f"manifest {info.path}"), open_file(store, info) as file:
+        if extension == "parquet":
+            row, batches = 0, _parquet_batches(file, info.path, columns)
+        else:
+            row, batches = 2, _text_batches(file, info.path, columns, DELIMITERS[extension])
+        for batch in batches:
+            yield _checked(batch, info.path, columns, row)
+            row += batch.num_rows
 
 
 def _parquet_batches(file: Any, name: str, columns: ManifestColumns) -> Iterator[RecordBatch]:

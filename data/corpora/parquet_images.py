@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.arrow import Column, RecordBatch, compute
+from data.corpora.damage import naming_damage
 from data.corpora.label_column import label_lists
 from data.corpora.range_reader import open_file
 from data.errors import InputError
@@ -86,7 +87,7 @@ def _labelled(
     label = _label_column(parquet.schema_arrow, columns, name)
     class_names = columns.class_names or _names_in_metadata(parquet.schema_arrow, label)
     first_row = 0
-    for batch in parquet.iter_batches(batch_rows, columns=[*others, label], use_threads=False):
+    for batch in _batches(parquet, name, batch_rows, [*others, label]):
         yield (
             batch,
             label_lists(
@@ -96,13 +97,15 @@ def _labelled(
         first_row += batch.num_rows
 
 
+def _batches(parquet: Any, name: str, batch_rows: int, columns: list[str]) -> Iterator[RecordBatch]:
+    with naming_damage(name):
+        yield from parquet.iter_batches(batch_rows, columns=columns, use_threads=False)
+
+
 def _open(file: Any, path: str) -> Any:
-    try:
+    with naming_damage(path):
         # Buffered: a column chunk is streamed, not held as a whole.
         return pq.ParquetFile(file, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
-    except pa.ArrowInvalid as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not a Parquet file ({reason}): copy it again or leave it out") from None
 
 
 def _is_binary(kind: Any) -> bool:
@@ -141,17 +144,20 @@ def _label_column(schema: Any, columns: ImageColumns, path: str) -> str:
 
 
 def _names_in_metadata(schema: Any, label: str) -> tuple[str, ...]:
-    """Return the names of a `ClassLabel`, or of a list of them; none where the metadata has none."""
+    """Return the names of a `ClassLabel`, or of a list of them; none where the metadata has none.
+
+    Metadata of another shape is somebody else's, and has none.
+    """
     text = (schema.metadata or {}).get(b"huggingface")
-    if text is None:
+    try:
+        feature: Any = json.loads(text)["info"]["features"][label] if text else {}
+        while "names" not in feature:
+            feature = feature[0] if isinstance(feature, list) else feature["feature"]
+        names = feature["names"]
+    except (ValueError, KeyError, TypeError, IndexError):
         return ()
-    feature: Any = json.loads(text)["info"]["features"].get(label, {})
-    while not isinstance(feature, dict) or "names" not in feature:
-        inner = feature[0] if isinstance(feature, list) else feature.get("feature")
-        if inner is None:
-            return ()
-        feature = inner
-    return tuple(feature["names"])
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if is_list else ()
 
 
 def _contents(column: Any, path: str, first_row: int) -> list[bytes]:

@@ -4,15 +4,14 @@ A shard's images lie anywhere in the corpus, and one row of a compressed Parquet
 without the row group around it. See docs/decisions/0009-corpora.md.
 """
 
+import contextlib
 import hashlib
 import io
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,8 +22,9 @@ from data.corpora.labels import split_of_path
 from data.corpora.parquet_images import ImageColumns, iter_images, iter_labels
 from data.corpora.tasks import MapTasks
 from data.listing import LISTING_SCHEMA
-from data.store import ObjectInfo, Store
+from data.store import ObjectInfo, ObjectNotFoundError, Store
 from data.tar_write import TarWriter
+from data.temporary_folder import temporary_folder
 
 # Raise it when the tar or the listing written for the same file changes.
 _STAGE_VERSION = 1
@@ -74,13 +74,23 @@ class ParquetReader:
     def stage(self) -> None:
         """Copy the images of the listed files whose tar is not there."""
         there = self._staged()
-        self._copy([info for info in self.files if not self._tars(info) <= there])
+        self._copy(
+            [
+                info
+                for info in self.files
+                if self._listing_path(info) not in there or not self._tars(info) <= there
+            ]
+        )
 
     def unstage(self) -> None:
-        """Remove the tars of the listed files; their listings stay."""
+        """Remove the tars of the listed files; their listings stay.
+
+        A tar whose listing is gone is left to gc: it cannot be told.
+        """
         for info in self.files:
-            for path in self._tars(info):
-                self.staging.delete(path)
+            with contextlib.suppress(ObjectNotFoundError):
+                for path in self._tars(info):
+                    self.staging.delete(path)
 
     def _copy(self, files: Sequence[ObjectInfo]) -> None:
         copy = partial(copy_images, corpus=self.corpus, staging=self.staging, columns=self.columns)
@@ -130,10 +140,10 @@ def copy_images(info: ObjectInfo, *, corpus: Store, staging: Store, columns: Ima
     """Copy one file's images into a tar named by its content, and then write their listing.
 
     Holds a batch of rows, and about 100 bytes an image. The tar is made in the temporary folder. Raises as
-    `iter_images`, and `OSError` where that folder is full.
+    `iter_images`, and `TemporaryFolderFullError`.
     """
-    with tempfile.TemporaryDirectory(prefix="stage-") as scratch:
-        tar_path = Path(scratch) / "images.tar"
+    with temporary_folder("stage-") as scratch:
+        tar_path = scratch / "images.tar"
         with TarWriter(tar_path) as tar:
             rows = _add_images(tar, info, corpus, columns)
             tables = [pa.Table.from_pylist(chunk, schema=LISTING_SCHEMA) for chunk in _chunks(rows)]

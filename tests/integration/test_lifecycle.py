@@ -124,6 +124,17 @@ def test_old_snapshots_are_retired_by_policy_but_never_head(
             main(["retire", "--dataset", dataset.uri, *wrong])
 
 
+def test_a_snapshot_with_a_damaged_shard_list_can_be_retired(
+    dataset: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Retiring it is the way out, so it must not need the list."""
+    snapshot = build(fill(tmp_path / "corpus", FILES), dataset)
+    dataset.put(snapshot.shard_lists[0].path, b"damaged")
+    place = ("--dataset", dataset.uri, "--snapshot", snapshot.id)
+    assert main(["retire", *place, "--reason", "its list is damaged"]) == 0
+    assert "HEAD: none" in capsys.readouterr().out
+
+
 def test_gc_and_builds_that_need_its_garbage_never_meet(dataset: Store, tmp_path: Path) -> None:
     """The garbage is what the next build writes or finds again: shards are named by their content."""
     corpus = fill(tmp_path / "corpus", FILES)

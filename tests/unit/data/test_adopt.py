@@ -18,11 +18,12 @@ from data.build import append_snapshot
 from data.collect import collect_garbage
 from data.crop import DecodeConfig
 from data.decode import decode_eval
+from data.deduplicate import deduplicate
 from data.errors import InputError
 from data.image_check import ImageLimits, check_image, quiet_pillow
 from data.loader import EvalLoader, TrainLoader
 from data.order import OrderConfig
-from data.retirement import retire_snapshot
+from data.retirement import retire_snapshot, retirement
 from data.shard_index import parquet_table, read_index
 from data.shard_write import write_shards_here
 from data.sharding_config import ShardingConfig
@@ -193,6 +194,28 @@ def test_an_append_and_another_adoption_go_on_from_it(dataset: FolderStore, tmp_
     assert damages(third, dataset) == []
 
 
+def test_an_adoption_goes_on_from_what_is_head_when_it_commits(
+    dataset: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot that is retired while tars are looked at must not come back as an ancestor."""
+    first = adopt(dataset)
+    assert first is not None
+    write_tar(dataset, "train/8.tar", [sample("x", 0, 850)])
+    second = adopt(dataset)
+    assert second is not None
+    write_tar(dataset, "train/9.tar", [sample("y", 0, 851)])
+
+    def deduplicate_while_another_retires(*args: Any, **options: Any) -> Any:
+        if retirement(dataset, second.id) is None:
+            retire_snapshot(dataset, second.id, "wrong labels")
+        return deduplicate(*args, **options)
+
+    monkeypatch.setattr("data.adopt.deduplicate", deduplicate_while_another_retires)
+    third = adopt(dataset)
+    assert third is not None
+    assert (third.number, third.parent) == (3, first.id)
+
+
 def test_gc_frees_the_index_and_never_the_tar(dataset: FolderStore) -> None:
     tars = {info.path: info.etag for info in dataset.list()}
     snapshot = adopt(dataset)
@@ -201,7 +224,7 @@ def test_gc_frees_the_index_and_never_the_tar(dataset: FolderStore) -> None:
     collect_garbage(dataset, grace_s=0)
     left = {info.path: info.etag for info in dataset.list()}
     assert tars.items() <= left.items()
-    assert not [path for path in left if path.startswith(("indexes/", "staging/", "receipts/"))]
+    assert not [path for path in left if path.startswith(("indexes/", "scans/", "receipts/"))]
     again = adopt(dataset)
     assert again is not None
     assert again.number == 2
@@ -258,6 +281,16 @@ def test_bad_input_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="2 of 2 images cannot be used"):
         adopt(store, replace(OPTIONS, label="json:x", max_reject_fraction=0.1))
     assert not list(store.list("snapshots"))
+
+
+@pytest.mark.parametrize("label", [[], None, "", 1.5, [""]])
+def test_a_sample_without_a_label_is_a_reject(tmp_path: Path, label: object) -> None:
+    store = FolderStore(root=tmp_path)
+    odd = {"__key__": "x", "png": png(0), "json": {"l": label}}
+    write_tar(store, "0.tar", [odd, {"__key__": "y", "png": png(1), "json": {"l": [3]}}])
+    snapshot = adopt(store, replace(OPTIONS, label="json:l"))
+    assert snapshot is not None
+    assert reasons(store, snapshot) == {"0.tar/x.png": "no_label"}
 
 
 KINDS = {

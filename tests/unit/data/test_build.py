@@ -16,6 +16,7 @@ from data.errors import InputError
 from data.list_corpus import list_for_append, list_for_build
 from data.near_duplicate_report import read_near_duplicates
 from data.outcomes import new_records
+from data.retirement import retire_snapshot
 from data.shard_index import parquet_table
 from data.shard_plan import ShardPlans
 from data.shard_write import ShardResult, write_shard, write_shards_here
@@ -103,11 +104,10 @@ def test_building_again_finds_the_snapshot_that_is_there(tmp_path: Path, dataset
     """A stage that is killed between the commit and its record runs again."""
     corpus = fill(tmp_path / "corpus", FILES)
     first = build(corpus, dataset)
-    capped = build(corpus, dataset, replace(CONFIG, max_train_per_class=5))
-    assert (capped.number, capped.parent) == (2, None)
-    assert capped.stats["train"] == {"cat": 5, "dog": 5}
+    for info in list(dataset.list("builds")):
+        dataset.delete(info.path)
     assert build(corpus, dataset) == first
-    assert ids(dataset) == [first.id, capped.id]
+    assert ids(dataset) == [first.id]
 
 
 def test_precomputed_listing_is_used(tmp_path: Path, dataset: Store) -> None:
@@ -126,8 +126,9 @@ def test_without_split_folders_eval_is_a_share(tmp_path: Path, dataset: Store) -
     snapshot = build(corpus, dataset, config)
     assert snapshot.stats["train"] == {"a": 10, "b": 10}
     assert 10 <= snapshot.stats["samples"]["eval"] <= 32
-    uncapped = build(corpus, dataset, replace(config, max_train_per_class=None))
-    assert names(dataset, uncapped, "eval") == names(dataset, snapshot, "eval")
+    other = open_store(str(tmp_path / "other"))
+    uncapped = build(corpus, other, replace(config, max_train_per_class=None))
+    assert names(other, uncapped, "eval") == names(dataset, snapshot, "eval")
 
 
 def test_one_broken_png_is_quarantined_and_counted(tmp_path: Path, dataset: Store) -> None:
@@ -175,8 +176,9 @@ def test_duplicates_go_and_leaks_stop(tmp_path: Path, dataset: Store) -> None:
     leaky = fill(tmp_path / "leaky", FILES | {"test/cat/leak.png": FILES["train/cat/001.png"]})
     with pytest.raises(InputError, match=r"'train/cat/001\.png' = 'test/cat/leak\.png'"):
         build(leaky, dataset)
-    dropped = build(leaky, dataset, replace(CONFIG, leak_policy="drop_train"))
-    assert rejects(dataset, dropped) == {"train/cat/001.png": "leak"}
+    other = open_store(str(tmp_path / "other"))
+    dropped = build(leaky, other, replace(CONFIG, leak_policy="drop_train"))
+    assert rejects(other, dropped) == {"train/cat/001.png": "leak"}
     assert dropped.stats["samples"] == {"train": 15, "eval": 7}
 
 
@@ -361,7 +363,26 @@ def test_append_takes_only_the_named_classes(tmp_path: Path, dataset: Store) -> 
     assert second.stats["train"] == {"dog": 8, "cat": 9}
 
 
-def test_an_append_cannot_rename_remove_or_move_a_class(tmp_path: Path, dataset: Store) -> None:
+def test_what_was_left_out_for_its_label_is_taken_once_the_label_is_known(
+    tmp_path: Path, dataset: Store
+) -> None:
+    config = replace(CONFIG, classes=("cat", "dog"), unknown_labels="reject")
+    eels = {"train/eel/1.png": png(900), "test/eel/2.png": png(901)}
+    corpus = fill(tmp_path / "corpus", FILES)
+    first = build(corpus, dataset, config)
+    incoming = fill(tmp_path / "incoming", eels | {"train/cow/1.png": png(902), "train/cat/n.png": png(903)})
+    second = append(first, incoming, dataset, config)
+    assert second.stats["rejects"] == {"unknown_label": 3}
+    assert append(second, incoming, dataset, config) is None
+    grown = replace(config, classes=("cat", "dog", "eel"))
+    third = append(second, incoming, dataset, grown)
+    assert third.classes == ("cat", "dog", "eel")
+    assert third.stats["rejects"] == {}
+    assert third.stats["samples"] == {"train": 18, "eval": 7}
+    assert append(third, incoming, dataset, grown) is None
+
+
+def test_an_append_cannot_rename_or_remove_a_class(tmp_path: Path, dataset: Store) -> None:
     first = build(fill(tmp_path / "corpus", FILES), dataset)
     incoming = fill(tmp_path / "incoming", {"train/cat/n.png": png(900), "train/ant/n.png": png(901)})
     for classes, message in (
@@ -369,13 +390,17 @@ def test_an_append_cannot_rename_remove_or_move_a_class(tmp_path: Path, dataset:
             ("cat", "hound"),
             f"'dog' of snapshot {first.id} is not among classes: an append can neither rename",
         ),
-        (("ant", "cat", "dog"), r"'cat' is number 0 in snapshot 1-\w+ and number 1 in classes: .*move"),
+        (("ant", "dog"), r"'cat' of snapshot 1-\w+ is not among classes"),
     ):
         with pytest.raises(InputError, match=message):
             append(first, incoming, dataset, replace(CONFIG, classes=classes))
     assert ids(dataset) == [first.id]
-    second = append(first, incoming, dataset, replace(CONFIG, classes=("cat", "dog", "bee", "ant")))
+    config = replace(CONFIG, classes=("bee", "ant", "dog", "cat"))
+    second = append(first, incoming, dataset, config)
     assert second.classes == ("cat", "dog", "ant"), "a named class without an image is not added"
+    more = fill(tmp_path / "more", {"train/cat/o.png": png(902), "train/bee/o.png": png(903)})
+    third = append(second, more, dataset, config)
+    assert third.classes == ("cat", "dog", "ant", "bee"), "the same list is good for every append"
 
 
 def test_look_alikes_are_reported_or_dropped(tmp_path: Path, dataset: Store) -> None:
@@ -413,7 +438,8 @@ def test_look_alikes_are_reported_or_dropped(tmp_path: Path, dataset: Store) -> 
     assert appended is not None
     assert appended.stats["near_duplicates"] == {"pairs": 1, "leaks": 0, "dropped": 0}
     assert append(dropped, more, other, replace(CONFIG, near_duplicates="drop")) is None
-    assert build(corpus, other, replace(CONFIG, near_duplicates="off")).stats["near_duplicates"] == {}
+    third = open_store(str(tmp_path / "third"))
+    assert build(corpus, third, replace(CONFIG, near_duplicates="off")).stats["near_duplicates"] == {}
 
 
 def test_new_class_without_a_usable_image_is_refused(tmp_path: Path, dataset: Store) -> None:
@@ -443,16 +469,55 @@ def test_append_that_lost_the_race_is_redone_on_the_winner(tmp_path: Path, datas
     assert load_snapshot(dataset, "HEAD") == third
 
 
+def test_append_to_a_snapshot_that_is_retired_meanwhile_fails_loudly(tmp_path: Path, dataset: Store) -> None:
+    """Else it would come back as an ancestor of HEAD."""
+    corpus = fill(tmp_path / "corpus", FILES)
+    first = build(corpus, dataset)
+    second = append(first, fill(tmp_path / "more", {"train/cat/m.png": png(901)}), dataset)
+    incoming = fill(tmp_path / "incoming", {"train/cat/n.png": png(900)})
+    run_here = write_shards_here(incoming, dataset, CONFIG.limits)
+
+    def run_while_another_retires(plans: ShardPlans) -> Iterable[ShardResult]:
+        retire_snapshot(dataset, second.id, "wrong labels")
+        return run_here(plans)
+
+    with pytest.raises(SnapshotConflictError, match=f"HEAD was snapshot {second.id} and is {first.id} now"):
+        append_snapshot(second, incoming, dataset, CONFIG, run_while_another_retires)
+    assert load_snapshot(dataset, "HEAD") == first
+    third = append(first, incoming, dataset)
+    assert (third.number, third.parent) == (3, first.id)
+
+
 def test_append_to_a_chain_that_was_replaced_fails_loudly(tmp_path: Path, dataset: Store) -> None:
     corpus = fill(tmp_path / "corpus", FILES)
     first = build(corpus, dataset)
-    build(corpus, dataset, replace(CONFIG, seed=5))
     incoming = fill(tmp_path / "incoming", {"train/cat/n.png": png(900)})
-    with pytest.raises(SnapshotConflictError, match="snapshot 2 was committed by another writer"):
-        append(first, incoming, dataset)
+    run_here = write_shards_here(incoming, dataset, CONFIG.limits)
+
+    def run_while_another_replaces(plans: ShardPlans) -> Iterable[ShardResult]:
+        retire_snapshot(dataset, first.id, "wrong options")
+        build(corpus, dataset, replace(CONFIG, seed=5))
+        return run_here(plans)
+
+    with pytest.raises(SnapshotConflictError, match=f"HEAD was snapshot {first.id} and is 2-"):
+        append_snapshot(first, incoming, dataset, CONFIG, run_while_another_replaces)
+    assert len(ids(dataset)) == 2
 
 
-def test_build_beside_another_takes_the_next_number(tmp_path: Path, dataset: Store) -> None:
+@pytest.mark.parametrize("option", [{"near_duplicates": "off"}, {"shard_size_bytes": 9000}])
+def test_a_second_first_snapshot_is_refused_as_it_would_hide_the_appends(
+    tmp_path: Path, dataset: Store, option: dict[str, Any]
+) -> None:
+    corpus = fill(tmp_path / "corpus", FILES)
+    first = build(corpus, dataset)
+    second = append(first, fill(tmp_path / "more", {"train/cat/m.png": png(901)}), dataset)
+    with pytest.raises(InputError, match=f"holds snapshot {second.id}, made of other images or with other"):
+        build(corpus, dataset, replace(CONFIG, **option))
+    assert load_snapshot(dataset, "HEAD") == second
+    assert build(corpus, dataset) == first
+
+
+def test_build_beside_a_retired_one_takes_the_next_number(tmp_path: Path, dataset: Store) -> None:
     corpus = fill(tmp_path / "corpus", FILES)
     run_here = write_shards_here(corpus, dataset, CONFIG.limits)
     other = build(corpus, open_store(str(tmp_path / "elsewhere")), replace(CONFIG, seed=9))
@@ -461,6 +526,9 @@ def test_build_beside_another_takes_the_next_number(tmp_path: Path, dataset: Sto
         commit_snapshot(dataset, other)
         return run_here(plans)
 
+    with pytest.raises(InputError, match=f"holds snapshot {other.id}"):
+        build_snapshot(corpus, dataset, CONFIG, run_while_another_builds)
+    retire_snapshot(dataset, other.id, "made by mistake")
     assert build_snapshot(corpus, dataset, CONFIG, run_while_another_builds).number == 2
 
 

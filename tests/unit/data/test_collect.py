@@ -13,6 +13,7 @@ from data.build import ShardingConfig, append_snapshot, build_snapshot
 from data.collect import collect_garbage, find_garbage, is_ours
 from data.errors import InputError
 from data.lease import BUILDS, hold, pin
+from data.quarantine import picture_quarantine
 from data.retirement import restore_snapshot, retire_snapshot
 from data.shard_plan import ShardPlan
 from data.shard_write import ShardResult, write_shard, write_shards_here
@@ -155,7 +156,10 @@ def test_what_a_stopped_build_left_goes_once_it_is_old(corpus: Store, dataset: F
 
 def test_objects_that_are_not_ours_stay(corpus: Store, dataset: FolderStore) -> None:
     """Also an adopted tar that somebody named as we name ours."""
-    theirs = ["shards/000.tar", "readme.txt", "train/0.tar", "shards/train-0123456789abcdef.tar.bak"]
+    theirs = [
+        "shards/000.tar", "readme.txt", "train/0.tar", "shards/train-0123456789abcdef.tar.bak",
+        "staging/notes.txt", "staging/part-0.tar", "staging/0123456789abcdef/0.tar", "quarantine/notes.html",
+    ]  # fmt: skip
     lookalike = "shards/train-0123456789abcdef.tar"
     for path in (*theirs, lookalike):
         dataset.put(path, b"x")
@@ -172,6 +176,40 @@ def test_objects_that_are_not_ours_stay(corpus: Store, dataset: FolderStore) -> 
     retire_snapshot(dataset, snapshot.id, "x")
     collect_garbage(dataset, grace_s=0)
     assert {*theirs, lookalike} <= paths(dataset)
+
+
+def test_of_staged_files_the_tars_go_and_the_listings_stay(corpus: Store, dataset: FolderStore) -> None:
+    build(corpus, dataset)
+    tar, listing = "staging/0123456789abcdef.tar", "staging/0123456789abcdef.parquet"
+    for path in (tar, listing):
+        dataset.put(path, b"x")
+    assert find_garbage(dataset, grace_s=WEEK_S).objects == ()
+    age_all(dataset, 8 * DAY_S)
+    assert [info.path for info in collect_garbage(dataset, grace_s=WEEK_S).objects] == [tar]
+    assert dataset.exists(listing)
+
+
+def test_pictures_of_rejects_stay_and_go_with_their_snapshot(tmp_path: Path, dataset: FolderStore) -> None:
+    corpus = fill(tmp_path / "corpus", FILES | {"train/dog/twice.png": FILES["train/dog/000.png"]})
+    snapshot = build(corpus, dataset)
+    assert snapshot.quarantine_path is not None
+    picture_quarantine(dataset, snapshot.quarantine_path, corpus=corpus, limits=CONFIG.limits)
+    found = {info.path for info in dataset.list("quarantine")}
+    assert len(found) == 3
+    age_all(dataset, 8 * DAY_S)
+    collect_garbage(dataset, grace_s=WEEK_S)
+    assert {info.path for info in dataset.list("quarantine")} == found
+    retire_snapshot(dataset, snapshot.id, "old")
+    collect_garbage(dataset, grace_s=0)
+    assert not list(dataset.list("quarantine"))
+
+
+@pytest.mark.parametrize("content", [b"", b"no", b"[]", b"{}", b'{"info": {"path": []}}', b'{"info": 3}'])
+def test_damaged_receipts_and_records_are_garbage(dataset: FolderStore, content: bytes) -> None:
+    paths = [f"{folder}/{'0' * 32}.json" for folder in ("builds", "receipts")]
+    for path in paths:
+        dataset.put(path, content)
+    assert [info.path for info in find_garbage(dataset, grace_s=0).objects] == paths
 
 
 def test_gc_refuses_while_a_build_is_going_on(corpus: Store, dataset: FolderStore) -> None:

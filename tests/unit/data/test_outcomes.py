@@ -59,6 +59,13 @@ def test_remembered_rejects_count_as_processed_but_accepted_ones_do_not(dataset:
     assert new_paths(dataset, first, good, bad) == [good.path]
 
 
+def test_a_file_that_was_missing_is_not_processed(dataset: Store) -> None:
+    lost, bad = record("a/lost.png"), record("a/bad.png")
+    first = snapshot(dataset, write_outcomes(dataset, listing_of([lost]), {lost.key: "missing"}))
+    remember_rejects(dataset, first, listing_of([bad, lost]), {bad.key: "unreadable", lost.key: "missing"})
+    assert new_paths(dataset, first, lost, bad) == [lost.path]
+
+
 def test_large_listings_are_several_files_and_as_new_as_small_ones(
     dataset: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,6 +177,9 @@ def test_finished_plan_is_not_read_again(tmp_path: Path) -> None:
     dataset.delete(first.info.path)
     again = write_shard(plan, corpus=corpus, dataset=dataset, limits=ImageLimits())
     assert {reject.reason for reject in again.rejects} == {"missing"}
+    fill(tmp_path / "corpus", photos("a", 5, 0) | {"a/bad.png": b"no"})
+    back = write_shard(plan, corpus=corpus, dataset=dataset, limits=ImageLimits())
+    assert back == first, "files that were missing are looked for again"
 
 
 def test_rewriting_drops_samples_and_keeps_the_rest_readable(tmp_path: Path) -> None:

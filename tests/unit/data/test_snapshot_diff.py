@@ -1,6 +1,7 @@
 from pathlib import Path
 
 from data.build import append_snapshot, build_snapshot
+from data.retirement import retire_snapshot
 from data.shard_write import write_shards_here
 from data.sharding_config import ShardingConfig
 from data.snapshot_diff import diff_snapshots
@@ -33,6 +34,7 @@ def test_classes_in_another_order_are_the_same_samples(tmp_path: Path) -> None:
     dataset, first = small_dataset(tmp_path)
     corpus = FolderStore(root=tmp_path / "corpus")
     config = ShardingConfig(classes=("b", "a"), shard_size_bytes=12_000)
+    retire_snapshot(dataset, first.id, "the order of the classes")
     second = build_snapshot(corpus, dataset, config, write_shards_here(corpus, dataset, config.limits))
     assert second.classes == ("b", "a")
     found = diff_snapshots(first, second, dataset)

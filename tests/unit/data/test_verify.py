@@ -16,6 +16,7 @@ from data.store import StoreError
 from data.types import ShardInfo
 from data.verify import Damage, verify_lists, verify_shard
 from infra.folder_store import FolderStore
+from tests.card_dataset import card_dataset
 from tests.image_samples import fill, png
 from tests.small_dataset import small_dataset
 
@@ -102,6 +103,13 @@ def test_lists_are_checked(tmp_path: Path) -> None:
     assert [damage.path for damage in verify_lists(snapshot, dataset)] == [snapshot.listing_paths[0]]
     dataset.delete(snapshot.listing_paths[0])
     assert verify_lists(snapshot, dataset)[0].problem == "is missing"
+
+
+def test_near_duplicates_are_checked(tmp_path: Path) -> None:
+    dataset, _, appended = card_dataset(tmp_path)
+    (path,) = (info.path for info in dataset.list("near-duplicates"))
+    flip_a_bit(dataset, path)
+    assert [damage.path for damage in verify_lists(appended, dataset)] == [path]
 
 
 def test_what_an_append_reads_is_checked_too(tmp_path: Path) -> None:

@@ -172,8 +172,52 @@ def test_bad_rows_are_one_clear_line(
 def test_what_is_no_parquet(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus/a.parquet").write_bytes(b"no table" * 10)
-    with pytest.raises(InputError, match=r"a.parquet is not a Parquet file"):
+    with pytest.raises(InputError, match=r"a.parquet cannot be read: .*; correct it"):
         listed(reader(tmp_path))
+
+
+def test_a_damaged_page_is_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "corpus/a.parquet"
+    path.parent.mkdir()
+    images = pa.array([{"bytes": bytes(9000), "path": None}] * 3, IMAGE)
+    pq.write_table(pa.table({"image": images, "label": ["a", "b", "a"]}), path, compression="zstd")
+    content = bytearray(path.read_bytes())
+    first_frame = content.index(b"\x28\xb5\x2f\xfd")  # zstd's magic number
+    content[first_frame + 4 : first_frame + 20] = b"\xff" * 16
+    path.write_bytes(content)
+    with pytest.raises(
+        InputError, match=r"a.parquet cannot be read: .*decompression.*; correct it"
+    ) as caught:
+        listed(reader(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"no json", b"[]", b"{}", b'{"info": {"features": {"label": null}}}',
+        b'{"info": {"features": {"label": []}}}', b'{"info": {"features": {"label": {"names": 3}}}}',
+        b'{"info": {"features": {"label": {"feature": "names"}}}}', b"\xff",
+    ],
+)  # fmt: skip
+def test_unusual_metadata_has_no_names(tmp_path: Path, text: bytes) -> None:
+    write(tmp_path / "corpus/a.parquet", [png(0)], pa.array([1]), {b"huggingface": text})
+    assert [row["labels"] for row in listed(reader(tmp_path))] == [["1"]]
+
+
+def test_a_listing_that_is_gone_stops_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "corpus/a.parquet", [png(0)], pa.array(["x"]))
+    write(tmp_path / "corpus/b.parquet", [png(1)], pa.array(["y"]))
+    made = reader(tmp_path)
+    rows = listed(made)
+    listing = made.staging.list()
+    gone = next(info.path for info in listing if info.path.endswith(".parquet"))
+    made.staging.delete(gone)
+    made.unstage()
+    assert len(list(made.staging.list())) == 2, "the other's listing, and the tar that cannot be told"
+    made.stage()
+    assert listed(made) == rows
+    assert [content_of(made.staging, row) for row in rows] == [png(0), png(1)]
 
 
 def test_a_file_without_rows(tmp_path: Path) -> None:
