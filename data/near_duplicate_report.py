@@ -156,8 +156,8 @@ def _spill_hashes(dataset: Store, places: _Places, scratch: Path) -> tuple[NDArr
             column = table.column("perceptual_hash").combine_chunks()
             is_known = column.is_valid().to_numpy(zero_copy_only=False)
             # Not tofile: its OSError on a full disk has no errno.
-            hashes_file.write(memoryview(column.drop_null().to_numpy()))
-            ids_file.write(memoryview((np.flatnonzero(is_known) + start).astype(np.int64)))
+            hashes_file.write(column.drop_null().to_numpy().data)
+            ids_file.write((np.flatnonzero(is_known) + start).astype(np.int64).data)
     if hashes_path.stat().st_size == 0:
         return np.empty(0, np.uint64), np.empty(0, np.int64)
     return np.memmap(hashes_path, np.uint64, "r"), np.memmap(ids_path, np.int64, "r")

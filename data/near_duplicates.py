@@ -115,8 +115,8 @@ def _merge_equal(
             lowest = part_ids[starts][np.cumsum(starts) - 1]
             again = ~starts
             found.add(lowest[again], part_ids[again], np.zeros(int(again.sum()), np.uint8))
-            hashes_file.write(memoryview(part_hashes[starts]))  # not tofile: its OSError has no errno
-            ids_file.write(memoryview(part_ids[starts]))
+            hashes_file.write(part_hashes[starts].data)  # not tofile: its OSError has no errno
+            ids_file.write(part_ids[starts].data)
     if hashes_path.stat().st_size == 0:
         return np.empty(0, np.uint64), np.empty(0, np.int64)
     return np.memmap(hashes_path, np.uint64, "r"), np.memmap(ids_path, np.int64, "r")

@@ -8,10 +8,11 @@ import PIL
 import pyarrow as pa
 import simplejpeg
 
-from data.card import Provenance, write_card
+from data.adopt import AdoptOptions
+from data.card import Provenance, card_path, write_card
 from data.shard_write import SHARD_FORMAT_VERSION
 from data.sharding_config import ShardingConfig
-from data.snapshot import SNAPSHOT_FORMAT, Snapshot
+from data.snapshot import SNAPSHOT_FORMAT, Snapshot, load_snapshot
 from data.store import Store
 from infra.tracking import RunRef, Tracker, check_tracking, find_or_create_run
 from pipelines.fingerprint import plain
@@ -29,7 +30,7 @@ class CardSource:
     """Of the corpus."""
     images: Store
     """Where its images are read."""
-    config: ShardingConfig
+    config: ShardingConfig | AdoptOptions
 
 
 def publish_card(dataset: Store, snapshot: Snapshot, source: CardSource, run: RunRef | None) -> None:
@@ -82,3 +83,10 @@ def publish_card_in_own_run(
             0, {f"{name}/{key}": value for key, value in snapshot.stats.get(name, {}).items()}
         )
     tracker.finish()
+
+
+def publish_missing_card(tracking_uri: str | None, dataset: Store, source: CardSource) -> None:
+    """Write HEAD's card where there is none: whoever committed it was stopped before that."""
+    head = load_snapshot(dataset, "HEAD")
+    if not dataset.exists(card_path(head)):
+        publish_card_in_own_run(tracking_uri, dataset, head, source)

@@ -22,7 +22,7 @@ from infra.ledger import Ledger
 from infra.registry import VERDICT_TAG, VersionInfo
 from infra.store import open_store
 from pipelines.config import MainJobKeys, Recipe, Runtime
-from pipelines.dataset_card import CardSource, publish_card
+from pipelines.dataset_card import CardSource, publish_card, publish_missing_card
 from pipelines.job import announce, run_main
 from pipelines.mixture import check_mixture
 from pipelines.parse_config import parse_config, with_flags
@@ -133,10 +133,12 @@ def append(session: Session, incoming: Store, parent: Snapshot, champion: Versio
         connect=session.connect,
     )
     appended = append_snapshot(parent, incoming, dataset, sharding, arrived.watch(write))
+    source = CardSource(uri=incoming.uri, images=incoming, config=sharding)
     if appended is None:
+        publish_missing_card(None, dataset, source)
         announce(f"retrain: {arrived.describe()} in {incoming.uri}{_hint_if_empty(incoming)}")
         return load_snapshot(dataset, "HEAD")  # another job may have taken the images meanwhile
-    publish_card(dataset, appended, CardSource(uri=incoming.uri, images=incoming, config=sharding), None)
+    publish_card(dataset, appended, source, None)
     before = load_snapshot(dataset, str(appended.parent))  # not `parent` if another append came first
     announce(f"retrain: snapshot {appended.id} appended to {before.id}: {_describe(before, appended)}")
     return appended

@@ -8,12 +8,19 @@ from pathlib import Path
 
 from data.adopt import AdoptOptions, adopt_tars, plan_tars
 from data.adopt_scan import ScannedTar, TarPlan, scan_tar
+from data.card import card_path
 from data.class_runs import measure_class_runs
 from data.errors import InputError
-from data.snapshot import load_snapshot, snapshot_numbers
+from data.snapshot import list_live_snapshots, load_snapshot
 from data.store import Store
 from infra.ray_tasks import run_tasks
 from infra.store import check_store
+from pipelines.dataset_card import (
+    CardSource,
+    check_card_tracking,
+    publish_card_in_own_run,
+    publish_missing_card,
+)
 from pipelines.job import announce, connect_to_ray
 from pipelines.shard_command import (
     Command,
@@ -66,15 +73,21 @@ def adopt(config: AdoptConfig) -> Outcome:
         announce("dry run: nothing written")
         return Outcome(values={"dry_run": True, "tars": {plan.path: plan.split for plan in plans}})
     check_store(dataset)
+    tracking_uri = check_card_tracking()
+    source = CardSource(uri=dataset.uri, images=dataset, config=config.options)
     scan_all = partial(_scan_all, dataset, config.runtime.num_workers)
     snapshot = adopt_tars(dataset, config.options, scan_all, plans=plans, classes=classes) if plans else None
     if snapshot is None:
-        head = load_snapshot(dataset, "HEAD") if snapshot_numbers(dataset) else None
+        head = load_snapshot(dataset, "HEAD") if list_live_snapshots(dataset) else None
+        if head is not None:
+            publish_missing_card(tracking_uri, dataset, source)
         announce("adopt: no sample that the dataset does not have")
         return Outcome(values={**(snapshot_values(head) if head else {}), "adopted": False})
+    publish_card_in_own_run(tracking_uri, dataset, snapshot, source)
     announce(describe_snapshot(snapshot))
     if snapshot.quarantine_path:
         announce(f"what was left out, and why: {dataset.uri}/{snapshot.quarantine_path}")
+    announce(f"dataset card: {dataset.uri}/{card_path(snapshot)}")
     runs = measure_class_runs(dataset, snapshot.splits["train"])
     if runs.is_sorted:
         announce(runs.warning)
@@ -82,6 +95,7 @@ def adopt(config: AdoptConfig) -> Outcome:
         **snapshot_values(snapshot),
         "adopted": True,
         "quarantine": snapshot.quarantine_path,
+        "card": card_path(snapshot),
         "neighbours_same_class": round(runs.share, 4),
         "if_shuffled": round(runs.expected_share, 4),
     }

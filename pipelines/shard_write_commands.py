@@ -17,7 +17,12 @@ from data.store import Store
 from infra.store import check_store, open_store
 from pipelines.corpus import Corpus, CorpusPlace, open_corpus
 from pipelines.corpus_tasks import corpus_tasks
-from pipelines.dataset_card import CardSource, check_card_tracking, publish_card_in_own_run
+from pipelines.dataset_card import (
+    CardSource,
+    check_card_tracking,
+    publish_card_in_own_run,
+    publish_missing_card,
+)
 from pipelines.job import announce, connect_to_ray
 from pipelines.shard_command import (
     Command,
@@ -97,6 +102,7 @@ def append(config: WriteConfig) -> Outcome:
     run_all = arrived.watch(_run_all(config, corpus, dataset))
     appended = append_snapshot(parent, corpus.source, dataset, sharding, run_all)
     if appended is None:
+        publish_missing_card(tracking_uri, dataset, _card_source(corpus, sharding))
         corpus.finish()
         announce(f"append: {arrived.describe()} in {corpus.uri} since snapshot {parent.id}")
         return Outcome(values={**snapshot_values(parent), "appended": False, "rejects": arrived.reasons})
@@ -142,11 +148,14 @@ def _refuse_unknown_classes(config: WriteConfig, listing: CorpusListing, parent:
         )
 
 
+def _card_source(corpus: Corpus, config: ShardingConfig) -> CardSource:
+    return CardSource(uri=corpus.uri, images=corpus.images, config=config)
+
+
 def _committed(
     snapshot: Snapshot, dataset: Store, corpus: Corpus, config: ShardingConfig, tracking_uri: str | None
 ) -> Outcome:
-    source = CardSource(uri=corpus.uri, images=corpus.images, config=config)
-    publish_card_in_own_run(tracking_uri, dataset, snapshot, source)
+    publish_card_in_own_run(tracking_uri, dataset, snapshot, _card_source(corpus, config))
     corpus.finish()
     announce(describe_snapshot(snapshot))
     if snapshot.quarantine_path:

@@ -7,9 +7,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from data.build import build_snapshot
+from data.corpora.parquet_images import ImageColumns
+from data.corpora.parquet_stage import copy_images
+from data.duplicates import SplitShard
+from data.near_duplicate_report import find_near_duplicates
+from data.shard_index import parquet_bytes
 from data.shard_write import write_shards_here
 from data.sharding_config import ShardingConfig
 from data.snapshot import snapshot_numbers
@@ -23,6 +29,7 @@ from tests.small_dataset import small_dataset
 pytestmark = [pytest.mark.integration, pytest.mark.faults]
 
 _CONFIG = ShardingConfig(shard_size_bytes=16_000)
+_IMAGE_SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.string())])
 
 
 def put(store: FolderStore, source: Path) -> None:
@@ -59,7 +66,7 @@ def test_sharding_into_a_full_folder_goes_on_when_there_is_room(small_disk: Path
     made, expected = small_dataset(tmp_path, num_train=60, shard_size_bytes=_CONFIG.shard_size_bytes)
     corpus, dataset = FolderStore(root=made.root.parent / "corpus"), FolderStore(root=small_disk / "dataset")
     run_all = write_shards_here(corpus, dataset, _CONFIG.limits)
-    with pytest.raises(StoreError, match=r"/dataset/shards/\S+: No space left on device$"):
+    with pytest.raises(StoreError, match=r"/dataset/\S+: No space left on device$"):
         build_snapshot(corpus, dataset, _CONFIG, run_all)
     assert snapshot_numbers(dataset) == []
     whole = {info.path: info.size_bytes for info in made.list()}
@@ -85,6 +92,24 @@ def test_a_full_temporary_folder_is_named(
     assert list(dataset.list()) == []
     rest.unlink()
     assert os.listdir(small_disk) == []
+
+
+def test_near_duplicates_and_staged_images_in_a_full_temporary_folder(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, snapshot = small_dataset(tmp_path)
+    new = [SplitShard(split=split, info=info) for split, found in snapshot.splits.items() for info in found]
+    corpus = FolderStore(root=tmp_path / "parquet")
+    corpus.put("a.parquet", parquet_bytes([{"image": bytes(20_000), "label": "x"}], _IMAGE_SCHEMA))
+    (info,) = corpus.list()
+    staging = corpus.sub("staging")
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+    fill_disk(small_disk)
+    with pytest.raises(TemporaryFolderFullError, match="no space left in the temporary folder"):
+        find_near_duplicates(made, new, config=_CONFIG)
+    with pytest.raises(TemporaryFolderFullError, match="no space left in the temporary folder"):
+        copy_images(info, corpus=corpus, staging=staging, columns=ImageColumns())
+    assert not list(staging.list())
 
 
 def test_the_command_line_says_it_in_one_line(small_disk: Path, tmp_path: Path) -> None:

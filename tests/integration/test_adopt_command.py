@@ -49,6 +49,11 @@ def test_adopt_verify_and_find_a_flipped_bit(stack: Stack, tmp_path: Path) -> No
     assert adopted["samples"] == {"train": 24, "eval": 12}
     assert "warning: 91% of the neighbours in adopted shards share a class, 50% would" in text
     assert before.items() <= {info.path: info.etag for info in store.list()}.items()
+    assert f"dataset card: {uri}/{adopted['card']}" in text
+    card = store.get(adopted["card"])
+    store.delete(adopted["card"])  # as if it was killed before that
+    assert run(*adopt)[1]["adopted"] is False
+    assert store.get(adopted["card"]) == card
     assert load_snapshot(store, "HEAD").classes == ("cat", "dog")
     assert run("verify")[1]["damages"] == []
     sample = run("show", "--key", "train/1.tar/x/07_v2.png")[1]["samples"][0]

@@ -100,7 +100,10 @@ def test_a_dataset_from_its_first_day_to_its_first_damage(shelf: Shelf, tmp_path
     assert second["samples"] == {"train": 66, "eval": 12}
     assert second["rejects"] == {"unreadable": 1}
     assert f"{shelf.dataset}/{second['quarantine']}" in text
+    card_of_second = store.get(second["card"])
+    store.delete(second["card"])  # as if it was killed before that
     assert shelf.run(*append)[1]["appended"] is False
+    assert store.get(second["card"]) == card_of_second
     (shelf.corpus / "train" / "c" / "broken too.png").write_bytes(b"no picture either")
     text, nothing = shelf.run(*append)
     assert "1 new images, none of use (1 unreadable)" in text
