@@ -175,7 +175,7 @@ def test_order_names_the_images_of_each_rank(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["creat"], "unknown command 'creat'; commands: create, append, show, diff, verify, order"),
+        (["creat"], "unknown command 'creat'; commands: create, append, adopt, show, diff, verify, order"),
         (["create", "--dataset", "x"], "corpus is empty: give --corpus"),
         (["show"], "dataset is empty: give --dataset"),
         (["show", "--dataset", "/nowhere/at/all"], "folder /nowhere/at/all does not exist"),
@@ -235,7 +235,7 @@ def test_help_is_for_newcomers(capsys: pytest.CaptureFixture[str]) -> None:
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert "usage: shard.py create" in text
-    assert "Class folders of images" in text
+    assert "class folders of images" in text
 
 
 def _local_shelf(tmp_path: Path) -> str:
