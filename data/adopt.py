@@ -1,6 +1,5 @@
 """Adopt WebDataset tars where they lie: list, scan, index, deduplicate, commit; no image is copied."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -8,10 +7,12 @@ from typing import Literal, get_args
 
 import pyarrow as pa
 
-from data.adopt_scan import LabelSource, ScannedTar, TarPlan
+from data.adopt_scan import ScannedTar, TarPlan
 from data.arrow import RecordBatch, Table
-from data.build import check_counts, check_rejects, describe_snapshot, named_counts
+from data.build import MAX_COMMIT_TRIES, check_counts, check_rejects, describe_snapshot, named_counts
 from data.collect import is_ours
+from data.corpora.labels import split_of_path
+from data.corpora.webdataset_tars import SampleLabels
 from data.corpus_listing import CorpusListing
 from data.deduplicate import deduplicate
 from data.errors import InputError
@@ -19,10 +20,10 @@ from data.image_check import ImageLimits
 from data.lease import Lease, building
 from data.list_corpus import collect
 from data.listing import LISTING_SCHEMA
-from data.near_duplicate_drop import NearDuplicates
+from data.near_duplicate_drop import settle_near_duplicates
 from data.shard_index import get_parquet, put_adopted_index
 from data.shard_write import ShardResult
-from data.sharding_config import LeakPolicy
+from data.sharding_config import DuplicatePolicy
 from data.snapshot import (
     Snapshot,
     SnapshotConflictError,
@@ -39,15 +40,9 @@ ScanAll = Callable[[Sequence[TarPlan]], Sequence[ScannedTar]]
 """Runs `scan_tar` on every plan, in any place, and returns the results in the plans' order."""
 SplitChoice = Literal["auto", "train", "eval"]
 
-_MAX_COMMIT_TRIES = 64
-_SPLIT_WORDS = {
-    "train": "train", "training": "train", "test": "eval", "val": "eval", "valid": "eval",
-    "validation": "eval", "eval": "eval",
-}  # fmt: skip
-
 
 @dataclass(frozen=True, kw_only=True)
-class AdoptOptions:
+class AdoptOptions(DuplicatePolicy):
     """Which tars, and what in them is what."""
 
     tars: str = "*.tar"
@@ -55,19 +50,20 @@ class AdoptOptions:
     eval_tars: str = ""
     """Which of them, or which others, are for evaluation, as such a pattern."""
     split: SplitChoice = "auto"
-    """Of the other tars. auto: eval where a word of the path is test, val or eval, else train."""
+    """Of the other tars. auto: eval where the last word of the path that names a split is test, val, dev or
+    eval; else train."""
     label: str = "cls"
-    """Where a sample's label is: cls, the member of that name; or json:FIELD, a field of its .json."""
+    """Where a sample's label is: cls, the member of that name; or json:FIELD, a field of its .json (a.b: b
+    inside a)."""
     image_extension: str = ""
     """Which member is the image where samples have several, for example jpg."""
     limits: ImageLimits = field(default_factory=ImageLimits)
     max_reject_fraction: float = 0.05
     """With a larger share of unusable samples than this, nothing is adopted."""
-    leak_policy: LeakPolicy = "error"
-    """What to do with the same new image in train and eval: stop, or leave the one or the other out."""
 
     def __post_init__(self) -> None:
-        LabelSource.parse(self.label)
+        DuplicatePolicy.__post_init__(self)
+        SampleLabels(source=self.label)
         if self.limits.max_side_px is not None:
             raise InputError(
                 "limits.max_side_px is set: an adopted image cannot be scaled; leave it out, or create a "
@@ -123,14 +119,12 @@ def adopt_tars(
         num_samples = sum(one.num_samples + len(one.rejects) for one in scanned)
         rejects = [reject for one in scanned for reject in one.rejects]
         check_rejects(rejects, num_samples, options.max_reject_fraction)
-        for _ in range(_MAX_COMMIT_TRIES):
+        for _ in range(MAX_COMMIT_TRIES):
             try:
                 return _adopt_once(dataset, options, scanned, classes, lease)
             except SnapshotConflictError:
                 continue
-    raise SnapshotConflictError(
-        f"{dataset.uri}: {_MAX_COMMIT_TRIES} other writers committed first; try again"
-    )
+    raise SnapshotConflictError(f"{dataset.uri}: {MAX_COMMIT_TRIES} other writers committed first; try again")
 
 
 def _adopt_once(
@@ -154,7 +148,7 @@ def _adopt_once(
     written = deduplicate(results, listing, dataset, known=splits, leak_policy=options.leak_policy)
     if not any(written.shards.values()):
         return None
-    near = NearDuplicates(path=None, counts={})  # not looked for: none could be taken out of a tar
+    written, near = settle_near_duplicates(written, listing, dataset, known=splits, config=options)
     check_counts(named_counts(written.label_counts, classes), added, needs_eval=False)
     snapshot = describe_snapshot(parent, number, listing, classes, written, near, (), dataset)
     lease.check()
@@ -184,7 +178,7 @@ def _plan(info: ObjectInfo, options: AdoptOptions) -> TarPlan:
         size_bytes=info.size_bytes,
         etag=info.etag,
         split=_split(info.path, options),
-        label=LabelSource.parse(options.label),
+        labels=SampleLabels(source=options.label),
         image_extension=options.image_extension,
         limits=options.limits,
     )
@@ -195,8 +189,7 @@ def _split(path: str, options: AdoptOptions) -> str:
         return "eval"
     if options.split != "auto":
         return options.split
-    words = re.split(r"[^A-Za-z]+", path.lower())
-    return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), "train")
+    return split_of_path(path) or "train"
 
 
 def _batches(

@@ -19,6 +19,7 @@ from PIL import Image
 
 from data.corpora.tar_samples import scan_samples
 from data.corpora.tar_scan import TarSpan
+from data.corpora.webdataset_tars import SampleLabels
 from data.errors import InputError
 from data.image_check import BadImageError, ImageLimits, check_image, quiet_pillow
 from data.shard_index import INDEX_SCHEMA, put_parquet
@@ -35,42 +36,6 @@ _SCAN_SCHEMA: Any = INDEX_SCHEMA.set(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelSource:
-    """Where a sample's label stands."""
-
-    member: str
-    """`cls` or `json`."""
-    field: str = ""
-    """Of the JSON object."""
-
-    @staticmethod
-    def parse(text: str) -> "LabelSource":
-        """Read `cls` or `json:FIELD`."""
-        member, colon, field = text.partition(":")
-        if text == "cls" or (member == "json" and colon and field):
-            return LabelSource(member=member, field=field)
-        raise InputError(
-            f"label is {text!r}: give cls, or json:FIELD for a field of the .json beside the image"
-        )
-
-    def read(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return a sample's labels as text. Raises `BadImageError` where it has none."""
-        text = row[self.member]
-        if text is None:
-            raise BadImageError("no_label", f"no .{self.member} beside the image")
-        if self.member == "cls":
-            return (_label(text.strip()),)
-        try:
-            found = json.loads(text)[self.field]
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadImageError("no_label", f"no field {self.field!r} in its .json: {error!r}") from None
-        values: list[Any] = found if isinstance(found, list) else [found]
-        if not values:
-            raise BadImageError("no_label", f"the field {self.field!r} in its .json is an empty list")
-        return tuple(_label(value) for value in values)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TarPlan:
     """One tar to look at."""
 
@@ -79,7 +44,7 @@ class TarPlan:
     size_bytes: int
     etag: str
     split: str
-    label: LabelSource
+    labels: SampleLabels
     image_extension: str
     """Which member is the image, where samples have several; "" where they have one."""
     limits: ImageLimits
@@ -174,14 +139,17 @@ def _samples(plan: TarPlan, local: Path) -> Iterator[dict[str, Any] | Reject]:
 
 
 def _index_row(plan: TarPlan, row: Mapping[str, Any], content: bytes) -> dict[str, Any]:
-    labels = plan.label.read(row)
+    try:
+        labels = plan.labels.of(row, f"sample {row['key'][:200]!r}")
+    except InputError as error:
+        raise BadImageError("no_label", str(error)) from error
     image = check_image(content, plan.limits)
     if image.reencoded and (why := _shown_otherwise(content)):
         raise BadImageError("needs_change", f"{why}: create a dataset from these tars instead")
     return {
         "key": row["key"], "name": _name(plan, row), "path": plan.path, "offset": row["offset"],
         "size": row["size_bytes"], "extension": row["name"].removeprefix(f"{row['key']}."),
-        "labels": list(labels), "width": image.width, "height": image.height,
+        "labels": labels, "width": image.width, "height": image.height,
         "crc32c": google_crc32c.value(content), "sha256": hashlib.sha256(content).hexdigest(),
         "reencoded": False, "original_width": image.original.width,
         "original_height": image.original.height, "original_mode": image.original.mode,
@@ -202,12 +170,6 @@ def _shown_otherwise(content: bytes) -> str:
 def _name(plan: TarPlan, row: Mapping[str, Any]) -> str:
     """Name a sample over all tars."""
     return f"{plan.path}/{row['name']}"
-
-
-def _label(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise BadImageError("no_label", f"the label {value!r} is neither a text nor a whole number")
-    return str(value)
 
 
 def _hashes(path: Path) -> tuple[int, str]:

@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from time import perf_counter
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,28 +20,22 @@ from data.decode import BadSampleError
 from data.errors import InputError
 from data.loader_stats import LoaderStats
 from data.order import RankBatch
-from data.shard_prefetch import ShardOpener, ShardPrefetch
+from data.prefetch import Prefetch, SampleReader
 from data.tar_reader import StoredImage
 from data.types import Batch
 
 Pixels = NDArray[np.uint8]
 DecodeRow = Callable[[bytes, int, Pixels], None]
 """Decodes bytes for a row of the rank's batch into its pixels."""
+ReadSample = Callable[[int, int], StoredImage]
+"""Reads the sample of a shard and row."""
 
 _MIN_SHARE_ROWS = 8
 """Handing work to a thread costs about as much as decoding a tiny image."""
 
 
 _LOOK_AHEAD_STEPS = 16
-"""So far ahead shards are fetched into the cache. A step of 0.1 s gives a 64 MB shard 1.6 s to come."""
-
-
-class SampleReader(ShardOpener, Protocol):
-    """`data.tar_reader.ShardReader`, or `data.sources.MixedReader` over several of them."""
-
-    def read(self, shard: int, row: int) -> StoredImage:
-        """Return one sample; for several threads at once."""
-        ...
+"""So far ahead shards and images are fetched. A step of 0.1 s gives a 64 MB shard 1.6 s to come."""
 
 
 class TooManyBadSamplesError(InputError):
@@ -111,14 +104,15 @@ class BatchReader:
         """Yield the batches of `steps`. Closing the iterator, or an error, stops the threads."""
         # Not `with executor`: that would first finish all that is under way.
         executor = ThreadPoolExecutor(self._num_threads, "decode") if self._num_threads else None
-        prefetch = ShardPrefetch(self._reader) if executor else None
+        prefetch = Prefetch(self._reader) if executor else None
+        read = prefetch.read if prefetch else self._reader.read
         pending: deque[_Pending] = deque()
         planned = self._plan(steps, rows_at, prefetch)
 
         def start_until(depth: int) -> None:
             while len(pending) < depth and (item := next(planned, None)) is not None:
                 step, rows = item
-                pending.append(self._start(step, rows, decoder_for(rows), executor))
+                pending.append(self._start(step, rows, read, decoder_for(rows), executor))
 
         depth = self._prefetch_batches if executor else 0
         try:
@@ -137,9 +131,9 @@ class BatchReader:
 
     @staticmethod
     def _plan(
-        steps: range, rows_at: Callable[[int], RankBatch], prefetch: ShardPrefetch | None
+        steps: range, rows_at: Callable[[int], RankBatch], prefetch: Prefetch | None
     ) -> Generator[tuple[int, RankBatch]]:
-        """Yield each step's rows; with `prefetch`, look some steps further and ask for their shards.
+        """Yield each step's rows; with `prefetch`, look some steps further and ask for what they consist of.
 
         The first step does not wait for that: the distance grows by one a step.
         """
@@ -151,13 +145,18 @@ class BatchReader:
                 rows = rows_at(step)
                 planned.append((step, rows))
                 if prefetch is not None:
-                    prefetch.want(np.unique(rows.shard_B[rows.weights_B > 0]).tolist())
+                    prefetch.want(rows)
             if not planned:
                 return
             yield planned.popleft()
 
     def _start(
-        self, step: int, rows: RankBatch, decode: DecodeRow, executor: ThreadPoolExecutor | None
+        self,
+        step: int,
+        rows: RankBatch,
+        read: ReadSample,
+        decode: DecodeRow,
+        executor: ThreadPoolExecutor | None,
     ) -> _Pending:
         size_px = self._size_px
         images_BHWC = torch.empty(
@@ -170,39 +169,12 @@ class BatchReader:
         shares: list[Future[_Share]] = []
         for share in _cut(num_real, self._num_threads):
             if executor is not None:
-                shares.append(executor.submit(self._read_share, rows, share, decode, pixels_BHWC))
+                shares.append(executor.submit(_read_share, rows, share, read, decode, pixels_BHWC))
             else:
                 done: Future[_Share] = Future()
-                done.set_result(self._read_share(rows, share, decode, pixels_BHWC))
+                done.set_result(_read_share(rows, share, read, decode, pixels_BHWC))
                 shares.append(done)
         return _Pending(step, rows, images_BHWC, shares)
-
-    def _read_share(self, rows: RankBatch, share: range, decode: DecodeRow, pixels_BHWC: Pixels) -> _Share:
-        """Read and decode some rows of a batch. An image that is none becomes black."""
-        labels: list[int] = []
-        names: list[str] = []
-        bad_rows: list[tuple[int, str]] = []
-        stats = LoaderStats(num_images=len(share))
-        shards, shard_rows = rows.shard_B.tolist(), rows.row_B.tolist()
-        for row in share:
-            started_s = perf_counter()
-            stored = self._reader.read(shards[row], shard_rows[row])
-            fetched_s = perf_counter()
-            try:
-                if stored.problem:
-                    raise BadSampleError(stored.problem)
-                decode(stored.image_bytes, row, pixels_BHWC[row])
-            except BadSampleError as error:
-                pixels_BHWC[row] = 0
-                bad_rows.append((row, str(error)))
-            labels.append(stored.label)
-            names.append(stored.name)
-            stats.fetch_s += fetched_s - started_s
-            stats.decode_s += perf_counter() - fetched_s
-            stats.read_bytes += len(stored.image_bytes)
-            stats.num_cached += stored.is_cached
-            stats.num_fetched_again += stored.is_fetched_again
-        return _Share(labels, names, bad_rows, stats)
 
     def _finish(self, pending: _Pending, epoch: int) -> Batch:
         """Wait for a batch's shares; the first error among them surfaces here, in the consumer."""
@@ -237,6 +209,36 @@ class BatchReader:
                 f"{len(self.bad_samples)} samples cannot be read or decoded, max_bad_samples allows "
                 f"{self._max_bad_samples}; the last is {key!r} ({reason}): build the dataset again"
             )
+
+
+def _read_share(
+    rows: RankBatch, share: range, read: ReadSample, decode: DecodeRow, pixels_BHWC: Pixels
+) -> _Share:
+    """Read and decode some rows of a batch. An image that is none becomes black."""
+    labels: list[int] = []
+    names: list[str] = []
+    bad_rows: list[tuple[int, str]] = []
+    stats = LoaderStats(num_images=len(share))
+    shards, shard_rows = rows.shard_B.tolist(), rows.row_B.tolist()
+    for row in share:
+        started_s = perf_counter()
+        stored = read(shards[row], shard_rows[row])
+        fetched_s = perf_counter()
+        try:
+            if stored.problem:
+                raise BadSampleError(stored.problem)
+            decode(stored.image_bytes, row, pixels_BHWC[row])
+        except BadSampleError as error:
+            pixels_BHWC[row] = 0
+            bad_rows.append((row, str(error)))
+        labels.append(stored.label)
+        names.append(stored.name)
+        stats.fetch_s += fetched_s - started_s
+        stats.decode_s += perf_counter() - fetched_s
+        stats.read_bytes += len(stored.image_bytes)
+        stats.num_cached += stored.is_cached
+        stats.num_fetched_again += stored.is_fetched_again
+    return _Share(labels, names, bad_rows, stats)
 
 
 def _cut(num_rows: int, num_threads: int) -> list[range]:

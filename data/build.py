@@ -1,4 +1,4 @@
-"""From a corpus to a committed snapshot: list, plan, write, find duplicates, commit."""
+"""From a corpus to a first snapshot: list, plan, write, find duplicates, commit; `data.append` goes on."""
 
 import hashlib
 import json
@@ -9,24 +9,21 @@ from dataclasses import asdict, replace
 from data.corpus_listing import LEFT_OUT, CorpusListing
 from data.deduplicate import Written, deduplicate
 from data.errors import InputError
-from data.lease import Lease, building
-from data.list_corpus import list_for_append, list_for_build
+from data.lease import building
+from data.list_corpus import list_for_build
 from data.listing import CorpusReader
 from data.near_duplicate_drop import NearDuplicates, settle_near_duplicates
-from data.outcomes import new_records, remember_rejects, write_outcomes
+from data.outcomes import write_outcomes
 from data.quarantine import write_quarantine
-from data.retirement import check_live, retired_ids
+from data.retirement import retired_ids
 from data.shard_plan import ShardPlans
 from data.shard_write import CODECS, SHARD_FORMAT_VERSION, ShardResult
 from data.sharding_config import ShardingConfig
 from data.snapshot import (
     Snapshot,
     SnapshotConflictError,
-    check_head,
     commit_snapshot,
-    head_and_next_number,
     list_live_snapshots,
-    load_chain,
     load_snapshot,
     make_snapshot,
     snapshot_numbers,
@@ -40,7 +37,7 @@ RunAll = Callable[[ShardPlans], Iterable[ShardResult]]
 Plans are made as they are taken, so no more should be taken than are worked on.
 """
 
-_MAX_COMMIT_TRIES = 64
+MAX_COMMIT_TRIES = 64
 
 
 def plan_build(listing: CorpusListing, config: ShardingConfig) -> ShardPlans:
@@ -74,7 +71,7 @@ def build_snapshot(
         if (finished := _finished_build(dataset, record)) is not None:
             return finished
         results = list(run_all(plans))
-        left_out = _left_out(listing)
+        left_out = left_out_images(listing)
         check_rejects([*left_out, *_rejects(results)], listing.num_images, config.max_reject_fraction)
         written = deduplicate(results, listing, dataset, known={}, leak_policy=config.leak_policy)
         written, near = settle_near_duplicates(written, listing, dataset, known={}, config=config)
@@ -85,56 +82,6 @@ def build_snapshot(
         snapshot = _commit_root(dataset, described)
         dataset.put(record, json.dumps({"snapshot": snapshot.id}).encode())
     return snapshot
-
-
-def append_snapshot(
-    parent: Snapshot, corpus: Store | CorpusReader, dataset: Store, config: ShardingConfig, run_all: RunAll
-) -> Snapshot | None:
-    """Append the corpus's new images to `parent`; None where that adds no sample.
-
-    New is a (path, offset, size, etag) that no snapshot of the chain has processed; the key gets a hash
-    of them, so a file uploaded again under its name is another sample. New classes go to the end.
-    An image whose bytes the chain has is put aside as `duplicate`, or as `leak` if it would be in
-    the other split; so is one of a new train and a new eval image, by policy. Unusable images never
-    stop an append, as they would stop every later one too: the quarantine and the stats tell.
-    Where nothing is left, the rejects are remembered and not read again.
-
-    If another append was committed first, this one is done again on top of it. Raises
-    `InputError` for a new class without a usable train image and for `config.classes` that rename or
-    remove a class of the parent, `SnapshotConflictError` where HEAD does not descend from `parent` (which
-    was retired meanwhile, for example) or conflicts do not end.
-    """
-    check_live(dataset, parent.id)
-    check_classes(config, parent)
-    listing = list_for_append(corpus, config)
-    with building(dataset) as lease:
-        for _ in range(_MAX_COMMIT_TRIES):
-            try:
-                return _append_once(parent, listing, dataset, config, run_all, lease)
-            except SnapshotConflictError:
-                head = load_snapshot(dataset, "HEAD")
-                if parent.id not in {ancestor.id for ancestor in load_chain(dataset, head)}:
-                    raise
-                parent = head
-    raise SnapshotConflictError(
-        f"{dataset.uri}: {_MAX_COMMIT_TRIES} other writers committed first; try again"
-    )
-
-
-def check_classes(config: ShardingConfig, parent: Snapshot) -> None:
-    """Raise `InputError` where `config.classes` leaves out a class of the parent.
-
-    A label in a shard is a class's place in the parent's list, so no append can take a class away; the
-    order of `config.classes` is that of the classes which are not there yet.
-    """
-    if config.classes is None:
-        return
-    for name in parent.classes:
-        if name not in config.classes:
-            raise InputError(
-                f"class {name!r} of snapshot {parent.id} is not among classes: an append can neither rename "
-                "nor remove a class; name it too (it needs no new image), or create another dataset"
-            )
 
 
 def _build_record_path(listing: CorpusListing, config: ShardingConfig) -> str:
@@ -162,7 +109,7 @@ def _commit_root(dataset: Store, snapshot: Snapshot) -> Snapshot:
 
     Raises `InputError` where another one is live: as HEAD the new one would hide it and its appends.
     """
-    for _ in range(_MAX_COMMIT_TRIES):
+    for _ in range(MAX_COMMIT_TRIES):
         number = max(snapshot_numbers(dataset), default=0) + 1
         live = list_live_snapshots(dataset)
         for other in live:
@@ -177,48 +124,10 @@ def _commit_root(dataset: Store, snapshot: Snapshot) -> Snapshot:
             return commit_snapshot(dataset, replace(snapshot, number=number))
         except SnapshotConflictError:
             continue
-    raise SnapshotConflictError(
-        f"{dataset.uri}: {_MAX_COMMIT_TRIES} other writers committed first; try again"
-    )
+    raise SnapshotConflictError(f"{dataset.uri}: {MAX_COMMIT_TRIES} other writers committed first; try again")
 
 
-def _append_once(
-    parent: Snapshot,
-    listing: CorpusListing,
-    dataset: Store,
-    config: ShardingConfig,
-    run_all: RunAll,
-    lease: Lease,
-) -> Snapshot | None:
-    head, number = head_and_next_number(dataset)
-    if head.id != parent.id:
-        raise SnapshotConflictError(
-            f"{dataset.uri}: snapshot {head.number} was committed by another writer as {head.id}"
-        )
-    fresh = new_records(dataset, parent, listing)
-    if not fresh.num_images:
-        return None
-    known, arrived = set(parent.classes), set(fresh.classes)
-    added = [name for name in config.classes or fresh.classes if name in arrived and name not in known]
-    classes = (*parent.classes, *added)
-    plans = ShardPlans(fresh, classes=classes, shard_size_bytes=config.shard_size_bytes)
-    policy = "drop_train" if config.leak_policy == "error" else config.leak_policy
-    results = list(run_all(plans))
-    written = deduplicate(results, fresh, dataset, known=parent.splits, leak_policy=policy)
-    written, near = settle_near_duplicates(written, fresh, dataset, known=parent.splits, config=config)
-    left_out = _left_out(fresh)
-    if not any(written.shards.values()):
-        rejects = (*left_out, *written.rejects)
-        remember_rejects(dataset, parent, fresh, {reject.key: reject.reason for reject in rejects})
-        return None
-    check_counts(named_counts(written.label_counts, classes), added, needs_eval=False)
-    snapshot = describe_snapshot(parent, number, fresh, classes, written, near, left_out, dataset)
-    lease.check()
-    check_head(dataset, parent)
-    return commit_snapshot(dataset, snapshot)
-
-
-def _left_out(listing: CorpusListing) -> list[Reject]:
+def left_out_images(listing: CorpusListing) -> list[Reject]:
     """Return the images whose label is not among the given classes; there are some only with `reject`."""
     return [
         Reject(

@@ -1,7 +1,9 @@
 """Bins for a dataset card's bar charts; a bin is (where it stands, what it is called)."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from data.card_sample import CardSample
 
 Bin = tuple[int, str]
 Bars = list[tuple[str, tuple[int, int]]]
@@ -40,3 +42,55 @@ def two_counts(binned: Iterable[tuple[Bin, str, int]]) -> Bars:
         counts[bin_, split] += count
     bins = sorted({bin_ for bin_, _ in counts})
     return [(name, (counts[(place, name), "train"], counts[(place, name), "eval"])) for place, name in bins]
+
+
+def size_bars(sample: CardSample) -> Iterator[tuple[str, Bars]]:
+    """Yield the title and the bars of each chart of what the images are like."""
+    for title, (columns, to_bin) in _SIZE_CHARTS.items():
+        yield title, two_counts(_binned(sample, columns, to_bin))
+
+
+def _longer_side(width: int, height: int) -> Bin:
+    return by_power_of_two(max(width, height), "")
+
+
+def _shape(width: int, height: int) -> Bin:
+    return by_shape(width / height)
+
+
+def _file_size(size_bytes: int) -> Bin:
+    return by_power_of_two(size_bytes, "B")
+
+
+def _mode(mode: str | None) -> Bin:
+    return 0, mode or "not known"
+
+
+def _stored_as(extension: str, is_new: bool) -> Bin:
+    return 0, f"{extension}, {'encoded again' if is_new else 'as it was'}"
+
+
+def _orientation(orientation: int | None) -> Bin:
+    return orientation or 0, str(orientation or "not known")
+
+
+_SIZE_CHARTS: Mapping[str, tuple[tuple[str, ...], Callable[..., Bin]]] = {
+    "Longer side, px": (("width", "height"), _longer_side),
+    "Shape, width to height": (("width", "height"), _shape),
+    "File size in the shard": (("size",), _file_size),
+    "Mode of the corpus's file": (("original_mode",), _mode),
+    "Stored as": (("extension", "reencoded"), _stored_as),
+    "EXIF orientation of the corpus's file": (("exif_orientation",), _orientation),
+}
+"""Title -> columns of the index, and the bin of their values."""
+
+
+def _binned(
+    sample: CardSample, columns: Sequence[str], to_bin: Callable[..., Bin]
+) -> Iterator[tuple[Bin, str, int]]:
+    """Yield (bin, split, count) for each combination of values in a shard."""
+    for split, _, table in sample.tables:
+        counted = table.select(list(columns)).group_by(list(columns)).aggregate([([], "count_all")])
+        of_columns = [counted.column(name).to_pylist() for name in (*columns, "count_all")]
+        for *values, count in zip(*of_columns, strict=True):
+            yield to_bin(*values), split, count

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from data.arrow import Table
 from data.image_check import quiet_pillow
 from data.shard_index import read_index
 from data.small_picture import small_picture
@@ -32,11 +33,16 @@ class SampledImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardSample:
-    """Rows of some shards."""
+    """Rows of some shards, as columns: objects of so many would take seconds."""
 
-    images: tuple[SampledImage, ...]
-    num_shards_read: int
+    tables: tuple[tuple[str, ShardInfo, Table], ...]
+    """Split, shard, rows of its index."""
     num_shards: int
+
+    @property
+    def num_images(self) -> int:
+        """Rows in all tables."""
+        return sum(table.num_rows for _, _, table in self.tables)
 
 
 def sample_snapshot(dataset: Store, splits: dict[str, Sequence[ShardInfo]]) -> CardSample:
@@ -47,23 +53,26 @@ def sample_snapshot(dataset: Store, splits: dict[str, Sequence[ShardInfo]]) -> C
         shards = splits[split]
         count = min(share, len(shards))
         chosen += [(split, shards[number * len(shards) // count]) for number in range(count)]
-    images: list[SampledImage] = []
     rows_each = _MAX_ROWS // max(1, len(chosen))
-    for split, shard in chosen:
-        rows = read_index(dataset, shard).slice(0, rows_each).to_pylist()
-        images += [SampledImage(split=split, shard=shard, row=row) for row in rows]
-    num_shards = sum(len(shards) for shards in splits.values())
-    return CardSample(images=tuple(images), num_shards_read=len(chosen), num_shards=num_shards)
+    return CardSample(
+        tables=tuple(
+            (split, shard, read_index(dataset, shard).slice(0, rows_each)) for split, shard in chosen
+        ),
+        num_shards=sum(len(shards) for shards in splits.values()),
+    )
 
 
 def images_of_classes(sample: CardSample, labels: Iterable[int], each: int) -> dict[int, list[SampledImage]]:
     """Return the first images of each label, train before eval; shards are shuffled, so any will do."""
     wanted = set(labels)
     found: defaultdict[int, list[SampledImage]] = defaultdict(list)
-    for image in sample.images:
-        for label in image.row["labels"]:
-            if label in wanted and len(found[label]) < each:
-                found[label].append(image)
+    for split, shard, table in sample.tables:
+        for row, of_row in enumerate(table.column("labels").to_pylist()):
+            short = [label for label in of_row if label in wanted and len(found[label]) < each]
+            if short:
+                image = SampledImage(split=split, shard=shard, row=table.slice(row, 1).to_pylist()[0])
+                for label in short:
+                    found[label].append(image)
     return found
 
 

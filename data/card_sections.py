@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from data.card_charts import by_power_of_two, by_shape, two_counts
+from data.card_charts import by_power_of_two, size_bars, two_counts
 from data.card_sample import CardSample, draw, images_of_classes
 from data.card_twins import near_pair_figures, reject_figures
 from data.html_page import Figure, bar_chart, escape, figures, table, tiles
@@ -90,23 +90,9 @@ def class_sizes(snapshot: Snapshot) -> str:
 
 def image_sizes(sample: CardSample) -> str:
     """Sizes, shapes and kinds of the images that were looked at."""
-    images = [(image.split, image.row) for image in sample.images]
-    charts = {
-        "Longer side, px": (by_power_of_two(max(row["width"], row["height"]), "") for _, row in images),
-        "Shape, width to height": (by_shape(row["width"] / row["height"]) for _, row in images),
-        "File size in the shard": (by_power_of_two(row["size"], "B") for _, row in images),
-        "Mode of the corpus's file": ((0, row["original_mode"] or "not known") for _, row in images),
-        "Stored as": ((0, _stored_as(row)) for _, row in images),
-        "EXIF orientation of the corpus's file": (
-            (row["exif_orientation"] or 0, str(row["exif_orientation"] or "not known")) for _, row in images
-        ),
-    }
-    drawn = [
-        bar_chart(title, two_counts((bin_, split, 1) for bin_, (split, _) in zip(bins, images, strict=True)))
-        for title, bins in charts.items()
-    ]
+    drawn = [bar_chart(title, bars) for title, bars in size_bars(sample)]
     note = (
-        f"From {len(images):,} images in {sample.num_shards_read:,} of {sample.num_shards:,} shards, "
+        f"From {sample.num_images:,} images in {len(sample.tables):,} of {sample.num_shards:,} shards, "
         "which are shuffled."
     )
     return _section("image-sizes", "Image sizes", note, _KEY, _charts(drawn))
@@ -244,10 +230,6 @@ def _how_many(labels: list[int], counts: list[tuple[int, int]], what: str) -> st
     if len(labels) == len(counts):
         return ""
     return f"{what.capitalize()} of the {len(labels) // 2} largest and smallest of {len(counts):,} classes."
-
-
-def _stored_as(row: Mapping[str, Any]) -> str:
-    return f"{row['extension']}, {'encoded again' if row['reencoded'] else 'as it was'}"
 
 
 def _largest_first(counts: Mapping[str, int]) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from data.image_pixels import (
     small_luma,
     to_grey_or_rgb,
 )
+from data.jpeg_header import JPEG_SIGNATURE, read_jpeg_header
 from data.perceptual_hash import perceptual_hash
 
 # Pillow refuses to open more pixels than this, whatever we allow (twice Image.MAX_IMAGE_PIXELS).
@@ -121,6 +122,8 @@ def check_image(content: bytes, limits: ImageLimits) -> CheckedImage:
     if len(content) > limits.max_bytes:
         raise BadImageError("too_large", f"{len(content)} bytes, allowed {limits.max_bytes}")
     try:
+        if (checked := _check_common_jpeg(content, limits)) is not None:
+            return checked
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return _check(image, content, limits)
     except (BadImageError, MemoryError):
@@ -162,17 +165,38 @@ def quiet_pillow() -> Generator[None]:
                 _quiet_filters.__exit__(None, None, None)
 
 
+def _check_common_jpeg(content: bytes, limits: ImageLimits) -> CheckedImage | None:
+    """Do what `_check` does for a JPEG that stays as it is, without Pillow; None for any other image.
+
+    Opening a file takes Pillow as long as decoding a small one.
+    """
+    header = read_jpeg_header(content) if content.startswith(JPEG_SIGNATURE) else None
+    if header is None or header.common_mode is None or header.orientation != 1:
+        return None
+    size = header.width, header.height
+    _check_size(size, limits)
+    if not _fits(size, limits):
+        return None
+    luma_HW = None
+    if limits.validate == "full" and (luma_HW := jpeg_luma(content, header.height, header.width)) is None:
+        return None
+    original = OriginalInfo(
+        width=header.width, height=header.height, mode=header.common_mode, exif_orientation=1
+    )
+    return _kept(content, original, True, luma_HW)
+
+
 def _check(image: Image.Image, content: bytes, limits: ImageLimits) -> CheckedImage:
-    _check_size(image, limits)
+    _check_size(image.size, limits)
     is_jpeg = image.format in ("JPEG", "MPO")
-    is_plain = _is_plain(image, content) and _fits(image, limits)
+    is_plain = _is_plain(image, content) and _fits(image.size, limits)
     told = _orientation(image)
     original = OriginalInfo(width=image.width, height=image.height, mode=image.mode, exif_orientation=told)
     if is_plain and told not in _UPRIGHT:
         if limits.validate == "header":
             return _kept(content, original, is_jpeg, None)
-        if is_jpeg:
-            return _kept(content, original, is_jpeg, jpeg_luma(content, image))
+        if is_jpeg and (luma_HW := jpeg_luma(content, image.height, image.width)) is not None:
+            return _kept(content, original, is_jpeg, luma_HW)
     pixels = load_image(image, content, limits.max_side_px)
     # Loading a TIFF has turned it upright; a PNG may tell its orientation after its pixels.
     turn = _orientation(image)
@@ -185,8 +209,8 @@ def _check(image: Image.Image, content: bytes, limits: ImageLimits) -> CheckedIm
     return _changed(scale_down(upright, limits.max_side_px), original, is_jpeg, limits)
 
 
-def _check_size(image: Image.Image, limits: ImageLimits) -> None:
-    width, height = image.size
+def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
+    width, height = size
     if width * height > limits.max_pixels:
         raise BadImageError("too_large", f"{width}x{height} pixels, allowed {limits.max_pixels} in all")
     if min(width, height) < limits.min_side_px:
@@ -206,8 +230,8 @@ def _is_plain(image: Image.Image, content: bytes) -> bool:
     )
 
 
-def _fits(image: Image.Image, limits: ImageLimits) -> bool:
-    return limits.max_side_px is None or max(image.size) <= limits.max_side_px
+def _fits(size: tuple[int, int], limits: ImageLimits) -> bool:
+    return limits.max_side_px is None or max(size) <= limits.max_side_px
 
 
 def _orientation(image: Image.Image) -> int:

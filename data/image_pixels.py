@@ -36,16 +36,13 @@ class BadImageError(Exception):
         self.detail = detail
 
 
-def jpeg_luma(content: bytes, image: Image.Image) -> Pixels:
-    """Decode all of a JPEG, opened as `image`, to a small grey picture, uint8 [H, W].
+def jpeg_luma(content: bytes, height: int, width: int) -> Pixels | None:
+    """Decode all of a JPEG of a known size to a small grey picture, uint8 [H, W].
 
-    Raises `BadImageError` for one that ends early, whatever Pillow raises for other damage.
+    None for one that Pillow has to judge. Raises `BadImageError` for one that ends early.
     """
-    pixels_HWC = _decode_jpeg(content, "GRAY", image.height, image.width, _LUMA_SIDE_PX)
-    if pixels_HWC is None:
-        image.load()
-        return small_luma(image)
-    return pixels_HWC[..., 0]
+    pixels_HWC = _decode_jpeg(content, "GRAY", height, width, _LUMA_SIDE_PX)
+    return None if pixels_HWC is None else pixels_HWC[..., 0]
 
 
 def load_image(image: Image.Image, content: bytes, max_side_px: int | None) -> Image.Image:

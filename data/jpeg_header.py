@@ -10,10 +10,13 @@ JPEG_SIGNATURE = b"\xff\xd8\xff"
 
 _APP1, _START_OF_SCAN, _MARKER = 0xE1, 0xDA, 0xFF
 _SEQUENTIAL_FRAMES = frozenset({0xC0, 0xC1})
+_COMMON_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+"""Sequential and progressive, Huffman-coded."""
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _FRAME = struct.Struct(">BHHB")  # precision, height, width, number of components
 _ORIENTATION_TAG = 0x0112
 _EXIF = b"Exif\0\0"
+_COMMON_MODES = {1: "L", 3: "RGB"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,9 @@ class JpegHeader:
     """Rows that are coded together: 8 or 16, rarely 32."""
     is_top_down: bool
     """All components of a row stand together, so that decoding can end at any block row."""
+    common_mode: str | None
+    """`L` or `RGB` as Pillow calls them, for an 8-bit file that is sequential or progressive, with its size
+    and at most EXIF in front; None for whatever is rarer."""
 
 
 def read_jpeg_header(jpeg_bytes: bytes) -> JpegHeader | None:
@@ -41,7 +47,7 @@ def read_jpeg_header(jpeg_bytes: bytes) -> JpegHeader | None:
 
 
 def _walk(jpeg_bytes: bytes) -> JpegHeader | None:
-    orientation, frame, is_sequential = 1, None, False
+    orientation, frame, frame_marker, has_other_app1 = 1, None, 0, False
     offset = 2
     while jpeg_bytes[offset] == _MARKER:
         marker = jpeg_bytes[offset + 1]
@@ -49,22 +55,27 @@ def _walk(jpeg_bytes: bytes) -> JpegHeader | None:
             offset += 1
             continue
         if marker in _FRAMES:
-            frame = offset + 4
-            is_sequential = marker in _SEQUENTIAL_FRAMES
+            frame, frame_marker = offset + 4, marker
         elif marker == _APP1 and jpeg_bytes.startswith(_EXIF, offset + 4):
             orientation = _orientation(jpeg_bytes, offset + 4 + len(_EXIF))
+        elif marker == _APP1:  # XMP, which may tell an orientation as well.
+            has_other_app1 = True
         elif marker == _START_OF_SCAN:
             if frame is None:
                 return None
-            _, height, width, num_components = _FRAME.unpack_from(jpeg_bytes, frame)
+            bits, height, width, num_components = _FRAME.unpack_from(jpeg_bytes, frame)
             samplings = jpeg_bytes[frame + _FRAME.size + 1 : frame + _FRAME.size + 3 * num_components : 3]
+            is_common = (
+                frame_marker in _COMMON_FRAMES and bits == 8 and height * width > 0 and not has_other_app1
+            )
             return JpegHeader(
                 height=height,
                 width=width,
                 orientation=orientation,
                 height_offset=frame + 1,
                 block_height=8 * max(sampling & 15 for sampling in samplings),
-                is_top_down=is_sequential and jpeg_bytes[offset + 4] == num_components,
+                is_top_down=frame_marker in _SEQUENTIAL_FRAMES and jpeg_bytes[offset + 4] == num_components,
+                common_mode=_COMMON_MODES.get(num_components) if is_common else None,
             )
         offset += 2 + int.from_bytes(jpeg_bytes[offset + 2 : offset + 4], "big")
     return None

@@ -10,7 +10,7 @@ from data.duplicates import SplitShard
 from data.near_duplicate_report import NearDuplicate, find_near_duplicates, write_near_duplicates
 from data.shard_index import read_index
 from data.shard_write import rewrite_shard
-from data.sharding_config import ShardingConfig
+from data.sharding_config import DuplicatePolicy
 from data.store import Store
 from data.types import ShardInfo
 
@@ -31,7 +31,7 @@ def settle_near_duplicates(
     dataset: Store,
     *,
     known: Mapping[str, Sequence[ShardInfo]],
-    config: ShardingConfig,
+    config: DuplicatePolicy,
 ) -> tuple[Written, NearDuplicates]:
     """Return what is left of `written`, and what was found, as the config wants it.
 

@@ -13,7 +13,7 @@ from data.duplicates import SplitShard, read_indexes
 from data.errors import InputError
 from data.near_duplicates import Ids, NearPairs, find_near_pairs
 from data.shard_index import get_parquet, put_parquet
-from data.sharding_config import ShardingConfig
+from data.sharding_config import DuplicatePolicy
 from data.store import Store
 from data.temporary_folder import temporary_folder
 
@@ -80,7 +80,7 @@ class NearReport:
 
 
 def find_near_duplicates(
-    dataset: Store, new: Sequence[SplitShard], *, known: Sequence[SplitShard] = (), config: ShardingConfig
+    dataset: Store, new: Sequence[SplitShard], *, known: Sequence[SplitShard] = (), config: DuplicatePolicy
 ) -> NearReport:
     """Compare the new shards' images with each other and with those known, by their perceptual hashes.
 

@@ -59,7 +59,7 @@ class ShardCache:
             raise InputError(f"the cache's budget_bytes is {budget_bytes}; it must not be negative.")
         self._folder = folder
         self._budget_bytes = budget_bytes
-        self._has_warned = False
+        self._has_warned = self._has_warned_of_thrashing = False
         try:
             for part in ("shards", "incoming", "locks"):
                 (folder / part).mkdir(parents=True, exist_ok=True)
@@ -91,6 +91,16 @@ class ShardCache:
     def discard(self, shard: ShardInfo) -> None:
         """Remove a shard whose file turned out to be damaged."""
         self._file(shard).unlink(missing_ok=True)
+
+    def warn_of_thrashing(self, shard: ShardInfo) -> None:
+        """Say once that a shard is fetched again although it was evicted only lately."""
+        if not self._has_warned_of_thrashing:
+            self._has_warned_of_thrashing = True
+            _log.warning(
+                "the cache %s of %d bytes is smaller than the shards in use: %s was evicted and is needed "
+                "again soon; give it more (cache_size_bytes), or lower shuffle_window",
+                self._folder, self._budget_bytes, shard.path,
+            )  # fmt: skip
 
     def _file(self, shard: ShardInfo) -> Path:
         return self._folder / "shards" / f"{shard.sha256}.tar"

@@ -12,7 +12,27 @@ UnknownLabels = Literal["skip", "reject", "error"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShardingConfig:
+class DuplicatePolicy:
+    """What to do with images that are the same, or look alike."""
+
+    leak_policy: LeakPolicy = "error"
+    """What to do with the same new image in train and eval: stop, or drop the one or the other. `append`
+    never stops for it: there, `error` means `drop_train`."""
+    near_duplicates: NearPolicy = "report"
+    """What to do with images that look alike: list the pairs, drop all but the first, or not look for them.
+    Of an image in train and one in eval the train one goes, unless `leak_policy` is `drop_eval`."""
+    near_duplicate_distance: int = 4
+    """Images look alike whose perceptual hashes differ in at most so many of 64 bits, 0 to 8."""
+
+    def __post_init__(self) -> None:
+        _check_choice("leak_policy", self.leak_policy, get_args(LeakPolicy))
+        _check_choice("near_duplicates", self.near_duplicates, get_args(NearPolicy))
+        if not 0 <= self.near_duplicate_distance <= 8:
+            raise InputError(f"near_duplicate_distance is {self.near_duplicate_distance}: give 0 to 8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardingConfig(DuplicatePolicy):
     """How a corpus becomes shards; all of it changes the result."""
 
     classes: tuple[str, ...] | None = None
@@ -31,16 +51,9 @@ class ShardingConfig:
     limits: ImageLimits = field(default_factory=ImageLimits)
     max_reject_fraction: float = 0.05
     """A build with a larger share of unusable images than this stops; an append never does."""
-    leak_policy: LeakPolicy = "error"
-    """What to do with the same new image in train and eval: stop, or drop the one or the other. An append
-    never stops for it: there, `error` means `drop_train`."""
-    near_duplicates: NearPolicy = "report"
-    """What to do with images that look alike: list the pairs, drop all but the first, or not look for them.
-    Of an image in train and one in eval the train one goes, unless `leak_policy` is `drop_eval`."""
-    near_duplicate_distance: int = 4
-    """Images look alike whose perceptual hashes differ in at most so many of 64 bits, 0 to 8."""
 
     def __post_init__(self) -> None:
+        DuplicatePolicy.__post_init__(self)
         if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)):
             raise InputError(f"classes is {self.classes}: give different names, or null for all")
         if self.max_train_per_class is not None and self.max_train_per_class < 1:
@@ -51,10 +64,6 @@ class ShardingConfig:
             raise InputError(f"shard_size_bytes is {self.shard_size_bytes}: give at least 1")
         if not 0 <= self.max_reject_fraction <= 1:
             raise InputError(f"max_reject_fraction is {self.max_reject_fraction}: give 0 to 1")
-        _check_choice("leak_policy", self.leak_policy, get_args(LeakPolicy))
-        _check_choice("near_duplicates", self.near_duplicates, get_args(NearPolicy))
-        if not 0 <= self.near_duplicate_distance <= 8:
-            raise InputError(f"near_duplicate_distance is {self.near_duplicate_distance}: give 0 to 8")
         _check_choice("unknown_labels", self.unknown_labels, get_args(UnknownLabels))
 
 

@@ -114,6 +114,11 @@ class MixedReader:
         source, local_shard = self._locate(shard)
         return self._readers[source].is_open(local_shard)
 
+    def is_streamed(self, shard: int) -> bool:
+        """Say whether a shard's images are known to come from the store, one by one."""
+        source, local_shard = self._locate(shard)
+        return self._readers[source].is_streamed(local_shard)
+
     def _locate(self, shard: int) -> tuple[int, int]:
         """Return the source, and the shard's number in it."""
         source = int(np.searchsorted(self._first_shards, shard, side="right")) - 1

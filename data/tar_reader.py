@@ -90,6 +90,9 @@ class ShardReader:
         self._indexes: OrderedDict[int, _ShardIndex] = OrderedDict()
         self._num_index_rows = 0
         self._open: OrderedDict[int, CachedShard | None] = OrderedDict()
+        self._num_opened = 0
+        self._evicted: dict[int, int] = {}
+        """Shards that the cache has let go of -> `_num_opened` at that time."""
         self._lock = threading.Lock()
 
     def read(self, shard: int, row: int) -> StoredImage:
@@ -155,6 +158,13 @@ class ShardReader:
             has_tar = self._cache is None or shard in self._open or info.path in self._lost
             return shard in self._indexes and has_tar
 
+    def is_streamed(self, shard: int) -> bool:
+        """Say whether a shard's images are known to come from the store, one by one."""
+        if self._cache is None:
+            return True
+        with self._lock:
+            return shard in self._open and self._open[shard] is None
+
     def _fetch_whole(self, path: str, fetch: Callable[[], T]) -> T:
         """Fetch an object as a whole; where it is gone or damaged, fail at once from then on."""
         with self._lock:
@@ -209,10 +219,17 @@ class ShardReader:
         # Not under the lock: other threads go on reading while this one fetches.
         file = self._fetch_whole(info.path, lambda: cache.open(self._store, info))
         with self._lock:
+            self._num_opened += 1
+            is_thrashing = self._num_opened - self._evicted.pop(shard, -_MAX_OPEN_SHARDS) < _MAX_OPEN_SHARDS
             self._open[shard] = file
             for other, opened in list(self._open.items()):
-                if len(self._open) > _MAX_OPEN_SHARDS or (opened is not None and opened.is_evicted):
+                is_evicted = opened is not None and opened.is_evicted
+                if is_evicted:
+                    self._evicted[other] = self._num_opened
+                if is_evicted or len(self._open) > _MAX_OPEN_SHARDS:
                     del self._open[other]
+        if is_thrashing:
+            cache.warn_of_thrashing(info)
         return file
 
     def _index(self, shard: int) -> _ShardIndex:

@@ -3,8 +3,8 @@
     python pipelines/retrain.py --once --config pipelines/configs/demo.yaml \
         --incoming s3://coatnet/incoming
 
-`incoming` holds class folders; an image that was taken once is never taken again. The recipe's
-finetuning is repeated from the champion's weights on the whole data set, old and new, and the
+`incoming` may be in any format that a corpus has; an image that was taken once is never taken again. The
+recipe's finetuning is repeated from the champion's weights on the whole data set, old and new, and the
 champion and the challenger are compared on the grown eval split. It looks once and ends: let cron or
 a Kubernetes CronJob run it on a schedule.
 """
@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from data.build import append_snapshot
+from data.append import append_snapshot
+from data.corpora.options import CorpusFormat, CorpusOptions
 from data.errors import InputError
 from data.snapshot import Snapshot, load_snapshot
 from data.store import Store
@@ -22,6 +23,8 @@ from infra.ledger import Ledger
 from infra.registry import VERDICT_TAG, VersionInfo
 from infra.store import open_store
 from pipelines.config import MainJobKeys, Recipe, Runtime
+from pipelines.corpus import Corpus, CorpusPlace, open_corpus
+from pipelines.corpus_tasks import corpus_tasks
 from pipelines.dataset_card import CardSource, publish_card, publish_missing_card
 from pipelines.job import announce, run_main
 from pipelines.mixture import check_mixture
@@ -39,7 +42,10 @@ class RetrainConfig(MainJobKeys):
     """Where to look, and how to finetune what is found."""
 
     incoming: str = ""
-    """Class folders with new images, local or s3://."""
+    """Where new images arrive, local or s3://: class folders, or what else `shard.py append` reads."""
+    incoming_format: CorpusFormat = "auto"
+    """By default what is there: a file's extension and columns, or a folder's first files."""
+    incoming_options: CorpusOptions = field(default_factory=CorpusOptions)
     once: bool = False
     """Look once and end; required, as nothing else is offered yet."""
     recipe: Recipe = field(default_factory=Recipe)
@@ -47,7 +53,7 @@ class RetrainConfig(MainJobKeys):
 
     def __post_init__(self) -> None:
         if not self.incoming:
-            raise InputError("incoming is empty: give --incoming with a folder or s3:// of class folders")
+            raise InputError("incoming is empty: give --incoming with a folder, file or s3:// of new images")
         if not self.once:
             raise InputError(
                 "give --once: it looks once and ends; a schedule is cron's or a CronJob's to keep"
@@ -62,8 +68,12 @@ def main(argv: Sequence[str]) -> int:
     config = parse_config(
         RetrainConfig, with_flags(argv, "--once"), "Retrain the champion when new images have arrived."
     )
-    incoming = open_store(config.incoming)
-    tracking_uri = check_services(config.runtime, incoming)
+    place = CorpusPlace(
+        staging=open_store(config.runtime.root).sub("staging"),
+        run=corpus_tasks(max_in_flight=config.runtime.shard_tasks_in_flight, announce=announce),
+    )
+    incoming = open_corpus(config.incoming, config.incoming_format, config.incoming_options, place)
+    tracking_uri = check_services(config.runtime, incoming.origin)
     session = Session(config.recipe, config.runtime, tracking_uri, actor="pipelines/retrain.py")
     unused = {"once", *(field.name for field in fields(MainJobKeys))}
     parameters = {name: value for name, value in asdict(config).items() if name not in unused}
@@ -71,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def retrain(session: Session, incoming: Store, parameters: Mapping[str, Any]) -> None:
+def retrain(session: Session, incoming: Corpus, parameters: Mapping[str, Any]) -> None:
     """Append what is new; train, evaluate and decide if there is something to learn from."""
     model_name = session.runtime.model_name
     finish_pending(session.registry, model_name, Ledger(store=session.root), announce)
@@ -117,7 +127,7 @@ def find_champion(session: Session) -> VersionInfo:
     return champion
 
 
-def append(session: Session, incoming: Store, parent: Snapshot, champion: VersionInfo) -> Snapshot:
+def append(session: Session, incoming: Corpus, parent: Snapshot, champion: VersionInfo) -> Snapshot:
     """Append the incoming images that no snapshot has seen to `parent`; return the newest snapshot."""
     dataset = session.root.sub(champion.tags[DATASET_TAG])
     # Whatever arrives is taken: a new class too, and without a cap.
@@ -125,20 +135,22 @@ def append(session: Session, incoming: Store, parent: Snapshot, champion: Versio
     sharding = session.recipe.sharding(finetune)
     arrived = Arrivals()
     write = run_shard_tasks(
-        incoming,
+        incoming.images,
         dataset,
         sharding,
         max_in_flight=session.runtime.shard_tasks_in_flight,
         announce=announce,
-        connect=session.connect,
+        connect=incoming.before_reading(session.connect),
     )
-    appended = append_snapshot(parent, incoming, dataset, sharding, arrived.watch(write))
-    source = CardSource(uri=incoming.uri, images=incoming, config=sharding)
+    appended = append_snapshot(parent, incoming.source, dataset, sharding, arrived.watch(write))
+    source = CardSource(uri=incoming.uri, images=incoming.images, config=sharding)
     if appended is None:
         publish_missing_card(None, dataset, source)
-        announce(f"retrain: {arrived.describe()} in {incoming.uri}{_hint_if_empty(incoming)}")
+        incoming.finish()
+        announce(f"retrain: {arrived.describe()} in {incoming.uri}{_hint_if_empty(incoming.origin)}")
         return load_snapshot(dataset, "HEAD")  # another job may have taken the images meanwhile
     publish_card(dataset, appended, source, None)
+    incoming.finish()
     before = load_snapshot(dataset, str(appended.parent))  # not `parent` if another append came first
     announce(f"retrain: snapshot {appended.id} appended to {before.id}: {_describe(before, appended)}")
     return appended

@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from data.build import RunAll, append_snapshot, build_snapshot, check_classes, plan_build
+from data.append import append_snapshot, check_classes
+from data.build import RunAll, build_snapshot, plan_build
 from data.card import card_path
 from data.corpora.options import CorpusFormat, CorpusOptions
 from data.corpus_listing import CorpusListing
@@ -100,7 +101,7 @@ def append(config: WriteConfig) -> Outcome:
     tracking_uri = check_card_tracking()
     arrived = Arrivals()
     run_all = arrived.watch(_run_all(config, corpus, dataset))
-    appended = append_snapshot(parent, corpus.source, dataset, sharding, run_all)
+    appended = append_snapshot(parent, corpus.source, dataset, sharding, run_all, listing=listing)
     if appended is None:
         publish_missing_card(tracking_uri, dataset, _card_source(corpus, sharding))
         corpus.finish()

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.build import append_snapshot, build_snapshot
+from data.append import append_snapshot
+from data.build import build_snapshot
 from data.card import Provenance, write_card
 from data.shard_write import write_shards_here
 from data.sharding_config import ShardingConfig

@@ -16,7 +16,7 @@ def split_of_path(path: str) -> str | None:
 
     The last word that names a split counts; None where none does.
     """
-    words = re.split(r"[/._\-\s]+", path.lower())
+    words = re.split(r"[^a-z]+", path.lower())
     return next((SPLIT_WORDS[word] for word in reversed(words) if word in SPLIT_WORDS), None)
 
 

@@ -1,7 +1,7 @@
 """Existing WebDataset tars as a corpus: their images are ranges of the tars, nothing is copied."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,7 +33,7 @@ class SampleLabels:
         if self.source != "cls" and not self.source.startswith(_JSON_PREFIX):
             raise InputError(f"label is {self.source!r}: give cls or json:FIELD")
 
-    def of(self, sample: dict[str, Any], where: str) -> list[str]:
+    def of(self, sample: Mapping[str, Any], where: str) -> list[str]:
         """Return the class names of a row of `SAMPLE_SCHEMA`; `where` opens the messages."""
         if self.source == "cls":
             if sample["cls"] is None:

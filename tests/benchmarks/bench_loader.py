@@ -184,13 +184,19 @@ def timed_epoch(contender: Contender, work: Workload, loader: str) -> Callable[[
 
 
 def compare_memory(session: Session, work: Workload, where: str, contenders: Mapping[str, Contender]) -> None:
-    """Add rows of the process trees' memory over an epoch."""
+    """Add rows of the process trees' memory over an epoch: whole, and beyond one process that has torch."""
     found = {loader: contender.peak_memory_mb("epoch") for loader, contender in contenders.items()}
-    for loader in PEERS:
-        row = f"{work.title}, {where}, memory of the process tree, against {TITLES[loader]}"
-        session.rows.append(
-            single_row(row, found["ours"], found[loader], unit="MB", peer_version=_version(loader))
-        )
+    with Contender("nothing", _MODULE, cores=os.sched_getaffinity(0)) as contender:
+        contender.ask("idle")
+        torch_mb = contender.peak_memory_mb("idle")
+    session.note(
+        f"{work.title}, {where}: memory of a process that has imported torch, MB", round(torch_mb, 1)
+    )
+    for part, base_mb in (("memory of the process tree", 0.0), ("memory beyond torch's import", torch_mb)):
+        for loader in PEERS:
+            row = f"{work.title}, {where}, {part}, against {TITLES[loader]}"
+            ours_mb, peer_mb = found["ours"] - base_mb, found[loader] - base_mb
+            session.rows.append(single_row(row, ours_mb, peer_mb, unit="MB", peer_version=_version(loader)))
 
 
 def make_many_shards(work: Workload, root: Path) -> None:

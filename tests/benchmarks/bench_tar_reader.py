@@ -77,7 +77,7 @@ class Dataset:
     def read_without_index(self) -> Iterator[dict[str, bytes]]:
         """Read every member, front to back, and group them into samples as webdataset does."""
         for shard in self.shards:
-            info = ObjectInfo(path=shard.path, size_bytes=shard.size_bytes, etag="")
+            info = ObjectInfo(path=shard.path, size_bytes=shard.size_bytes, etag="", modified_s=0.0)
             span = TarSpan.of(info)
             reader = open_span(self.store, span)
             key, sample = "", dict[str, bytes]()

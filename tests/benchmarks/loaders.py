@@ -9,6 +9,7 @@ Shape letters: B batch, H and W pixels, C channels (RGB).
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -208,6 +209,7 @@ LOADERS: dict[str, Callable[[Path, Settings], Epoch]] = {
     "mds": open_mds,
     "litdata": open_litdata,
     "ray": open_ray,
+    "nothing": lambda root, settings: lambda epoch: (),
 }
 
 
@@ -237,6 +239,12 @@ def first_batch(
     return {"num_images": len(images)}
 
 
+def idle() -> dict[str, Any]:
+    """Do nothing, for as long as it takes to look at the process."""
+    time.sleep(1)
+    return {}
+
+
 def main() -> None:
     open_loader = LOADERS[sys.argv[1]]
     torch.set_num_threads(1)  # Nothing here computes with torch, and its threads would only be counted.
@@ -254,6 +262,7 @@ def main() -> None:
             "epoch": lambda: timed(lambda: run_epoch(opened[0](next(epochs)))),
             "first": lambda root, settings: timed(lambda: first_batch(open_loader, Path(root), settings)),
             "mean": lambda: mean_level(opened[0](next(epochs))),
+            "idle": idle,
         }
     )
 

@@ -52,7 +52,7 @@ LARGE_PHOTOS = PhotoSet(
     name="large", num_photos=128, min_size_px=(2000, 1500), max_size_px=(2000, 1500), max_zoom=1.3
 )
 MIXED_PHOTOS = PhotoSet(
-    name="mixed", num_photos=1000, min_size_px=(256, 256), max_size_px=(1024, 1024), max_zoom=2.0
+    name="mixed", num_photos=3000, min_size_px=(256, 256), max_size_px=(1024, 1024), max_zoom=2.0
 )
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data.build import append_snapshot, build_snapshot
+from data.append import append_snapshot
+from data.build import build_snapshot
 from data.shard_write import write_shards_here
 from data.sharding_config import ShardingConfig
 from data.snapshot import Snapshot, load_snapshot

@@ -26,7 +26,7 @@ CONFIG = ShardingConfig(shard_size_bytes=8000)
 WRITER = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from data.build import append_snapshot
+from data.append import append_snapshot
 from data.shard_write import write_shards_here
 from data.snapshot import load_snapshot
 from infra.store import open_store

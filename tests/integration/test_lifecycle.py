@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from data.build import ShardingConfig, append_snapshot, build_snapshot
+from data.append import append_snapshot
+from data.build import ShardingConfig, build_snapshot
 from data.errors import InputError
 from data.lease import BUILDS, active_leases, hold, pin
 from data.retirement import retire_snapshot

@@ -172,6 +172,16 @@ def test_new_images_lead_to_a_verdict_once(shop: Shop) -> None:
     assert seconds < 30
 
 
+def test_new_images_may_come_as_a_manifest(shop: Shop, tmp_path: Path) -> None:
+    """Only class folders were taken."""
+    known = min((shop.cifar10 / "test" / "ship").iterdir())
+    (tmp_path / "known.png").write_bytes(known.read_bytes())
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG, but not really")
+    (tmp_path / "new.csv").write_text("uri,label\nknown.png,ship\nbroken.png,truck\n")
+    output, _ = shop.retrain("--incoming", str(tmp_path / "new.csv"))
+    assert "2 new images, none of use (1 known already, 1 unreadable)" in output
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # the first test alone has the main job in its setup
 def test_a_better_model_of_more_images_is_promoted(shop: Shop) -> None:
@@ -220,6 +230,7 @@ def test_a_promotion_that_crashed_is_finished_although_nothing_is_new(
         (["--incoming", "/no/such/folder"], "folder /no/such/folder does not exist"),
         (["--incoming", "s3://no-such-bucket/x"], "the bucket does not exist"),
         (["--incoming", ""], "incoming is empty: give --incoming"),
+        (["--incoming", "/no/such/new.csv"], "folder /no/such does not exist"),
         (["--once=false"], "give --once"),
         (["--corpus", "x"], "retraining reads no --corpus: give --incoming"),
     ],

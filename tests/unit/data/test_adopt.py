@@ -14,7 +14,7 @@ from PIL import Image
 
 from data.adopt import AdoptOptions, adopt_tars, plan_tars
 from data.adopt_scan import ScannedTar, TarPlan, scan_tar
-from data.build import append_snapshot
+from data.append import append_snapshot
 from data.collect import collect_garbage
 from data.crop import DecodeConfig
 from data.decode import decode_eval
@@ -26,12 +26,13 @@ from data.order import OrderConfig
 from data.retirement import retire_snapshot, retirement
 from data.shard_index import parquet_table, read_index
 from data.shard_write import write_shards_here
-from data.sharding_config import ShardingConfig
+from data.sharding_config import NearPolicy, ShardingConfig
 from data.snapshot import Snapshot, load_snapshot
 from data.snapshot_diff import diff_snapshots
 from data.store import Store
 from data.verify import verify_lists, verify_shard
 from infra.folder_store import FolderStore
+from tests.card_dataset import scene
 from tests.image_samples import encode, fill, jpeg, png
 from tests.small_dataset import picture
 
@@ -126,6 +127,31 @@ def test_the_loader_reads_adopted_shards_as_our_own(dataset: FolderStore, tmp_pa
     found = [key for b in EvalLoader(split="eval", batch_size=4, **about).batches() for key in b.keys if key]
     assert sorted(found) == [f"val/0.tar/v{number}.png" for number in range(5)]
     assert loader.bad_samples == {}
+
+
+@pytest.mark.parametrize("policy", ["report", "drop", "off"])
+def test_images_that_look_alike_are_told_or_left_out(dataset: FolderStore, policy: NearPolicy) -> None:
+    """Adopted tars were never searched for near duplicates."""
+    alike = [
+        {
+            "__key__": f"alike{quality}",
+            "jpg": encode(scene(5), "JPEG", quality=quality),
+            "cls": "1",
+        }
+        for quality in (95, 80)
+    ]
+    write_tar(dataset, "train/2.tar", alike)
+    snapshot = adopt(dataset, replace(OPTIONS, near_duplicates=policy))
+    assert snapshot is not None
+    found = [row["key"] for row in rows(dataset, snapshot) if row["path"] == "train/2.tar"]
+    assert found == (["alike95"] if policy == "drop" else ["alike95", "alike80"])
+    counts = {"pairs": 1, "leaks": 0, "dropped": int(policy == "drop")}
+    assert snapshot.stats["near_duplicates"] == ({} if policy == "off" else counts)
+    assert (snapshot.near_duplicates_path is not None) == (policy == "report")
+    if policy == "drop":
+        assert reasons(dataset, snapshot) == {"train/2.tar/alike80.jpg": "near_duplicate"}
+    assert snapshot.stats["samples"]["train"] == 22 + len(found)
+    assert damages(snapshot, dataset) == []
 
 
 def test_twice_the_same_image_is_left_out_of_the_index_only(dataset: FolderStore) -> None:
@@ -252,6 +278,7 @@ def test_damage_is_found(dataset: FolderStore) -> None:
     [
         ({}, "a/imagenet-val-000.tar", "eval"), ({}, "x/train-valley.tar", "train"), ({}, "x/0.tar", "train"),
         ({}, "test/0.tar", "eval"), ({"split": "eval"}, "train/0.tar", "eval"),
+        ({}, "test/of/train000.tar", "train"),
         ({"eval_tars": "*-9*.tar"}, "train/part-90.tar", "eval"), ({"split": "train"}, "val/0.tar", "train"),
     ],
 )  # fmt: skip

@@ -11,23 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.build import append_snapshot, build_snapshot
+from data.build import build_snapshot
 from data.errors import InputError
 from data.list_corpus import list_for_append, list_for_build
 from data.near_duplicate_report import read_near_duplicates
 from data.outcomes import new_records
 from data.retirement import retire_snapshot
-from data.shard_index import parquet_table
+from data.shard_index import read_index
 from data.shard_plan import ShardPlans
 from data.shard_write import ShardResult, write_shard, write_shards_here
 from data.sharding_config import ShardingConfig
 from data.snapshot import (
-    Snapshot,
-    SnapshotConflictError,
     commit_snapshot,
-    list_snapshots,
     load_snapshot,
-    read_index,
 )
 from data.store import Store
 from data.types import Record
@@ -35,39 +31,7 @@ from infra.store import open_store
 from tests.card_dataset import scene
 from tests.image_samples import encode, fill, photos, png
 from tests.listings import listing_of, records_in
-
-CONFIG = ShardingConfig(shard_size_bytes=8000)
-FILES = (
-    photos("train/cat", 8, 0)
-    | photos("train/dog", 8, 100)
-    | photos("test/cat", 3, 200)
-    | photos("test/dog", 3, 300)
-)
-
-
-def build(corpus: Store, dataset: Store, config: ShardingConfig = CONFIG) -> Snapshot:
-    return build_snapshot(corpus, dataset, config, write_shards_here(corpus, dataset, config.limits))
-
-
-def append(
-    parent: Snapshot, corpus: Store, dataset: Store, config: ShardingConfig = CONFIG
-) -> Snapshot | None:
-    return append_snapshot(parent, corpus, dataset, config, write_shards_here(corpus, dataset, config.limits))
-
-
-def names(dataset: Store, snapshot: Snapshot, split: str) -> list[str]:
-    return sorted(
-        row["name"] for shard in snapshot.splits[split] for row in read_index(dataset, shard).to_pylist()
-    )
-
-
-def ids(dataset: Store) -> list[str]:
-    return [header.id for header in list_snapshots(dataset)]
-
-
-def rejects(dataset: Store, snapshot: Snapshot) -> dict[str, str]:
-    table = parquet_table(dataset.get(snapshot.quarantine_path))
-    return {row["path"]: row["reason"] for row in table.to_pylist()}
+from tests.small_builds import CONFIG, FILES, append, build, ids, names, rejects
 
 
 @pytest.fixture
@@ -277,132 +241,6 @@ def test_same_snapshot_whatever_the_workers_and_the_listing(
             assert contents[0] == contents[1]
 
 
-def test_append_adds_only_what_is_new_and_keeps_what_is_there(tmp_path: Path, dataset: Store) -> None:
-    corpus = fill(tmp_path / "corpus", FILES)
-    first = build(corpus, dataset)
-    assert append(first, corpus, dataset) is None
-    before = {info.path: dataset.get(info.path) for info in dataset.list("shards")}
-    new = photos("train/ant", 3, 500) | photos("train/dog", 10, 100) | photos("test/ant", 1, 600)
-    fill(tmp_path / "corpus", {path: new[path] for path in new.keys() - FILES.keys()})
-    second = append(first, corpus, dataset)
-    assert (second.number, second.parent) == (2, first.id)
-    assert second.classes == ("cat", "dog", "ant")
-    assert second.splits["train"][: len(first.splits["train"])] == first.splits["train"]
-    assert second.stats["train"] == {"cat": 8, "dog": 10, "ant": 3}
-    assert second.stats["samples"] == {"train": 21, "eval": 7}
-    assert all(dataset.get(path) == content for path, content in before.items())
-    added = set(names(dataset, second, "train")) - set(names(dataset, first, "train"))
-    assert {name.partition("@")[0] for name in added} == {
-        "train/ant/000.png", "train/ant/001.png", "train/ant/002.png",
-        "train/dog/008.png", "train/dog/009.png",
-    }  # fmt: skip
-    assert append(second, corpus, dataset) is None
-
-
-def test_file_uploaded_again_under_its_name_is_another_sample(tmp_path: Path, dataset: Store) -> None:
-    corpus = fill(tmp_path / "corpus", FILES)
-    first = build(corpus, dataset)
-    corpus.put("train/cat/000.png", png(777, height=9))
-    second = append(first, corpus, dataset)
-    (added,) = set(names(dataset, second, "train")) - set(names(dataset, first, "train"))
-    assert added.startswith("train/cat/000.png@")
-    rows = [row for s in second.splits["train"] for row in read_index(dataset, s).to_pylist()]
-    assert {row["path"] for row in rows if row["name"] == added} == {"train/cat/000.png"}
-
-
-def test_append_puts_known_and_leaking_images_aside(tmp_path: Path, dataset: Store) -> None:
-    first = build(fill(tmp_path / "corpus", FILES), dataset)
-    incoming = fill(
-        tmp_path / "incoming",
-        {
-            "train/cat/again.png": FILES["train/cat/001.png"],
-            "train/cat/leak.png": FILES["test/cat/001.png"],
-            "test/cat/leak.png": FILES["train/dog/001.png"],
-            "train/cat/both.png": png(801),
-            "test/cat/both.png": png(801),
-            "train/cat/bad.png": b"no",
-            "train/cat/good.png": png(800),
-        },
-    )
-    second = append(first, incoming, dataset)
-    assert rejects(dataset, second) == {
-        "train/cat/again.png": "duplicate",
-        "train/cat/leak.png": "leak",
-        "test/cat/leak.png": "leak",
-        "train/cat/both.png": "leak",
-        "train/cat/bad.png": "unreadable",
-    }
-    assert second.stats["samples"] == {"train": 17, "eval": 7}
-
-
-def test_append_of_nothing_usable_is_remembered_without_a_snapshot(tmp_path: Path, dataset: Store) -> None:
-    """Otherwise a watcher would read the same broken uploads at every tick for ever."""
-    first = build(fill(tmp_path / "corpus", FILES), dataset)
-    incoming = fill(
-        tmp_path / "incoming", {"cat/bad.png": b"no", "cat/again.png": FILES["train/cat/001.png"]}
-    )
-    assert append(first, incoming, dataset) is None
-    assert new_records(dataset, first, list_for_append(incoming, CONFIG)).num_images == 0
-    assert ids(dataset) == [first.id]
-    result = append_snapshot(first, incoming, dataset, CONFIG, lambda plans: pytest.fail("ran again"))
-    assert result is None
-
-
-def test_append_from_an_empty_or_absent_prefix_is_nothing_new(tmp_path: Path, dataset: Store) -> None:
-    first = build(fill(tmp_path / "corpus", FILES), dataset)
-    assert append(first, open_store(str(tmp_path / "absent")), dataset) is None
-
-
-def test_append_takes_only_the_named_classes(tmp_path: Path, dataset: Store) -> None:
-    config = replace(CONFIG, classes=("dog", "cat"))
-    first = build(fill(tmp_path / "corpus", FILES), dataset, config)
-    assert first.classes == ("dog", "cat")
-    incoming = fill(tmp_path / "incoming", {"cat/n.png": png(900), "cow/n.png": png(901)})
-    second = append(first, incoming, dataset, replace(config, eval_fraction=0.0))
-    assert second.classes == ("dog", "cat")
-    assert second.stats["train"] == {"dog": 8, "cat": 9}
-
-
-def test_what_was_left_out_for_its_label_is_taken_once_the_label_is_known(
-    tmp_path: Path, dataset: Store
-) -> None:
-    config = replace(CONFIG, classes=("cat", "dog"), unknown_labels="reject")
-    eels = {"train/eel/1.png": png(900), "test/eel/2.png": png(901)}
-    corpus = fill(tmp_path / "corpus", FILES)
-    first = build(corpus, dataset, config)
-    incoming = fill(tmp_path / "incoming", eels | {"train/cow/1.png": png(902), "train/cat/n.png": png(903)})
-    second = append(first, incoming, dataset, config)
-    assert second.stats["rejects"] == {"unknown_label": 3}
-    assert append(second, incoming, dataset, config) is None
-    grown = replace(config, classes=("cat", "dog", "eel"))
-    third = append(second, incoming, dataset, grown)
-    assert third.classes == ("cat", "dog", "eel")
-    assert third.stats["rejects"] == {}
-    assert third.stats["samples"] == {"train": 18, "eval": 7}
-    assert append(third, incoming, dataset, grown) is None
-
-
-def test_an_append_cannot_rename_or_remove_a_class(tmp_path: Path, dataset: Store) -> None:
-    first = build(fill(tmp_path / "corpus", FILES), dataset)
-    incoming = fill(tmp_path / "incoming", {"train/cat/n.png": png(900), "train/ant/n.png": png(901)})
-    for classes, message in (
-        (
-            ("cat", "hound"),
-            f"'dog' of snapshot {first.id} is not among classes: an append can neither rename",
-        ),
-        (("ant", "dog"), r"'cat' of snapshot 1-\w+ is not among classes"),
-    ):
-        with pytest.raises(InputError, match=message):
-            append(first, incoming, dataset, replace(CONFIG, classes=classes))
-    assert ids(dataset) == [first.id]
-    config = replace(CONFIG, classes=("bee", "ant", "dog", "cat"))
-    second = append(first, incoming, dataset, config)
-    assert second.classes == ("cat", "dog", "ant"), "a named class without an image is not added"
-    more = fill(tmp_path / "more", {"train/cat/o.png": png(902), "train/bee/o.png": png(903)})
-    third = append(second, more, dataset, config)
-    assert third.classes == ("cat", "dog", "ant", "bee"), "the same list is good for every append"
-
-
 def test_look_alikes_are_reported_or_dropped(tmp_path: Path, dataset: Store) -> None:
     """A recompressed copy has other bytes. The one in train goes; its shard is written again without it."""
     scenes = [scene(seed) for seed in range(6)]
@@ -440,68 +278,6 @@ def test_look_alikes_are_reported_or_dropped(tmp_path: Path, dataset: Store) -> 
     assert append(dropped, more, other, replace(CONFIG, near_duplicates="drop")) is None
     third = open_store(str(tmp_path / "third"))
     assert build(corpus, third, replace(CONFIG, near_duplicates="off")).stats["near_duplicates"] == {}
-
-
-def test_new_class_without_a_usable_image_is_refused(tmp_path: Path, dataset: Store) -> None:
-    first = build(fill(tmp_path / "corpus", FILES), dataset)
-    incoming = fill(tmp_path / "incoming", {"train/cat/n.png": png(900), "train/ant/bad.png": b"no"})
-    with pytest.raises(InputError, match="class 'ant' has no usable image for training"):
-        append(first, incoming, dataset)
-    assert ids(dataset) == [first.id]
-
-
-def test_append_that_lost_the_race_is_redone_on_the_winner(tmp_path: Path, dataset: Store) -> None:
-    first = build(fill(tmp_path / "corpus", FILES), dataset)
-    ours = fill(tmp_path / "ours", {"train/ant/1.png": png(900), "train/cat/s.png": png(902)})
-    theirs = fill(tmp_path / "theirs", {"train/bee/1.png": png(901), "train/cat/t.png": png(902)})
-    run_here = write_shards_here(ours, dataset, CONFIG.limits)
-    raced = []
-
-    def run_while_another_appends(plans: ShardPlans) -> Iterable[ShardResult]:
-        if not raced:
-            raced.append(append(first, theirs, dataset))
-        return run_here(plans)
-
-    third = append_snapshot(first, ours, dataset, CONFIG, run_while_another_appends)
-    assert (third.number, third.parent) == (3, raced[0].id)
-    assert third.classes == ("cat", "dog", "bee", "ant")
-    assert rejects(dataset, third) == {"train/cat/s.png": "duplicate"}
-    assert load_snapshot(dataset, "HEAD") == third
-
-
-def test_append_to_a_snapshot_that_is_retired_meanwhile_fails_loudly(tmp_path: Path, dataset: Store) -> None:
-    """Else it would come back as an ancestor of HEAD."""
-    corpus = fill(tmp_path / "corpus", FILES)
-    first = build(corpus, dataset)
-    second = append(first, fill(tmp_path / "more", {"train/cat/m.png": png(901)}), dataset)
-    incoming = fill(tmp_path / "incoming", {"train/cat/n.png": png(900)})
-    run_here = write_shards_here(incoming, dataset, CONFIG.limits)
-
-    def run_while_another_retires(plans: ShardPlans) -> Iterable[ShardResult]:
-        retire_snapshot(dataset, second.id, "wrong labels")
-        return run_here(plans)
-
-    with pytest.raises(SnapshotConflictError, match=f"HEAD was snapshot {second.id} and is {first.id} now"):
-        append_snapshot(second, incoming, dataset, CONFIG, run_while_another_retires)
-    assert load_snapshot(dataset, "HEAD") == first
-    third = append(first, incoming, dataset)
-    assert (third.number, third.parent) == (3, first.id)
-
-
-def test_append_to_a_chain_that_was_replaced_fails_loudly(tmp_path: Path, dataset: Store) -> None:
-    corpus = fill(tmp_path / "corpus", FILES)
-    first = build(corpus, dataset)
-    incoming = fill(tmp_path / "incoming", {"train/cat/n.png": png(900)})
-    run_here = write_shards_here(incoming, dataset, CONFIG.limits)
-
-    def run_while_another_replaces(plans: ShardPlans) -> Iterable[ShardResult]:
-        retire_snapshot(dataset, first.id, "wrong options")
-        build(corpus, dataset, replace(CONFIG, seed=5))
-        return run_here(plans)
-
-    with pytest.raises(SnapshotConflictError, match=f"HEAD was snapshot {first.id} and is 2-"):
-        append_snapshot(first, incoming, dataset, CONFIG, run_while_another_replaces)
-    assert len(ids(dataset)) == 2
 
 
 @pytest.mark.parametrize("option", [{"near_duplicates": "off"}, {"shard_size_bytes": 9000}])

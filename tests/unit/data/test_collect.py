@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data.build import ShardingConfig, append_snapshot, build_snapshot
+from data.append import append_snapshot
+from data.build import ShardingConfig, build_snapshot
 from data.collect import collect_garbage, find_garbage, is_ours
 from data.errors import InputError
 from data.lease import BUILDS, hold, pin

@@ -8,6 +8,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
+from data import image_check
 from data.errors import InputError
 from data.image_check import (
     BadImageError,
@@ -339,3 +340,41 @@ def test_silence_ends_with_the_last_of_overlapping_threads() -> None:
 def test_bad_limits_name_the_field(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
         ImageLimits(**options)
+
+
+def _exif(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
+
+
+_XMP_ROTATED = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("validate", ["full", "header"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        jpeg(1), jpeg(1, progressive=True), jpeg(1, subsampling=2), jpeg(1, exif=_exif(1)),
+        jpeg(1, exif=_exif(6)), jpeg(1, exif=b"Exif\0\0nonsense"), jpeg(1, xmp=_XMP_ROTATED),
+        encode(Image.fromarray(pixels(5, channels=1)), "JPEG"),
+        encode(Image.fromarray(pixels(5)).convert("CMYK"), "JPEG"), jpeg(1)[:-2], jpeg(1)[:200],
+        jpeg(1)[:-2] + b"stray" + b"\xff\xd9", jpeg(1) + b"after", b"\xff\xd8\xff", b"\xff\xd8\xff\xd9",
+    ],
+)  # fmt: skip
+def test_without_pillow_a_jpeg_is_judged_as_with_it(
+    content: bytes, validate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Common JPEGs are looked at without Pillow; XMP, for example, can turn an image as well as EXIF can."""
+
+    def judge() -> tuple[Any, ...]:
+        limits = ImageLimits(validate=validate, max_side_px=64)
+        try:
+            image = check(content, limits)
+        except BadImageError as error:
+            return (error.reason,)
+        return image.image_bytes, image.width, image.height, image.reencoded, image.original, image.extension
+
+    quick = judge()
+    monkeypatch.setattr(image_check, "_check_common_jpeg", lambda content, limits: None)
+    assert quick == judge()

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data.build import ShardingConfig, append_snapshot, build_snapshot
+from data.append import append_snapshot
+from data.build import ShardingConfig, build_snapshot
 from data.errors import InputError
 from data.lineage import added_by, find_by_name, find_shard
 from data.shard_write import write_shards_here

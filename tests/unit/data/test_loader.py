@@ -215,6 +215,25 @@ def test_shards_are_asked_for_before_their_step(dataset: Dataset, monkeypatch: p
     assert wanted == steps, "of the third step too, while only the second is under way"
 
 
+def test_without_a_cache_images_are_read_ahead(
+    dataset: Dataset, expected: list[list[Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: set[str] = set()
+    real = ShardReader.read
+
+    def read(self: ShardReader, shard: int, row: int) -> StoredImage:
+        names.add(threading.current_thread().name.rpartition("_")[0])
+        return real(self, shard, row)
+
+    monkeypatch.setattr(ShardReader, "read", read)
+    loader = train_loader(dataset, num_threads=2, cache=None)
+    assert [real_rows(batch) for batch in loader.batches(0)] == expected
+    assert "read-ahead" in names
+    names.clear()
+    list(train_loader(dataset, num_threads=2).batches(0))
+    assert names == {"decode"}, "nothing is read ahead from a cache"
+
+
 def test_too_many_bad_samples_are_fatal(
     dataset: Dataset, expected: list[list[Row]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data.build import ShardingConfig, append_snapshot
+from data.append import append_snapshot
+from data.build import ShardingConfig
 from data.errors import InputError
 from data.lease import pin
 from data.retirement import (

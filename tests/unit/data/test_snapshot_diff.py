@@ -1,6 +1,7 @@
 from pathlib import Path
 
-from data.build import append_snapshot, build_snapshot
+from data.append import append_snapshot
+from data.build import build_snapshot
 from data.retirement import retire_snapshot
 from data.shard_write import write_shards_here
 from data.sharding_config import ShardingConfig

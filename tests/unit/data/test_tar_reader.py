@@ -73,8 +73,13 @@ def test_few_indexes_are_kept(pristine: Dataset, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("max_open", [1, 128])
 def test_a_small_budget_and_few_open_shards(
-    pristine: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_open: int
+    pristine: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    max_open: int,
 ) -> None:
+    """A cache that is too small for the window fetched whole shards over and over, and said nothing."""
     store, snapshot = pristine
     monkeypatch.setattr(tar_reader, "_MAX_OPEN_SHARDS", max_open)
     shards = snapshot.splits["train"]
@@ -88,6 +93,8 @@ def test_a_small_budget_and_few_open_shards(
         # Evicted shards must not keep their space occupied through open files.
         assert not any(opened is not None and opened.is_evicted for opened in reader._open.values())
         assert len(reader._open) <= max_open
+    warnings = [record for record in caplog.messages if "smaller than the shards in use" in record]
+    assert len(warnings) == (1 if max_open == 128 else 0), "once; and not where a shard is needed late again"
 
 
 def damage(path: Path, offset: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.build import append_snapshot
+from data.append import append_snapshot
 from data.shard_index import INDEX_SCHEMA, parquet_bytes, read_index
 from data.shard_write import write_shards_here
 from data.sharding_config import ShardingConfig

@@ -1,17 +1,21 @@
 """What one rank could not decode, all ranks know, and all of them stop."""
 
+from pathlib import Path
+
 import pytest
 
 from coatnet.worker import LocalWorker
 from data.loader import TooManyBadSamplesError
+from infra.folder_store import FolderStore
 from pipelines.bad_samples import BadSamples
 from tests.tiny_training import spawn_ranks
 
 
-def report(worker: LocalWorker, max_allowed: int) -> tuple[dict[str, str], str]:
+def report(worker: LocalWorker, options: tuple[int, Path]) -> tuple[dict[str, str], str]:
     """Rank 1 met two, one of which rank 0 met as well; return what the rank knows, and its error."""
     own = {"b.jpg": "truncated"} if worker.rank == 0 else {"b.jpg": "truncated", "a.jpg": "no image"}
-    samples = BadSamples(worker, own, None, max_allowed)
+    max_allowed, folder = options
+    samples = BadSamples(worker, own, None, max_allowed, stage=FolderStore(root=folder))
     try:
         samples.report(7)
     except TooManyBadSamplesError as error:
@@ -20,19 +24,29 @@ def report(worker: LocalWorker, max_allowed: int) -> tuple[dict[str, str], str]:
 
 
 @pytest.mark.parametrize("max_allowed", [1, 2])
-def test_ranks_add_up_and_stop_together(max_allowed: int) -> None:
-    ranks = spawn_ranks(report, max_allowed, 2)
+def test_ranks_add_up_and_stop_together(tmp_path: Path, max_allowed: int) -> None:
+    ranks = spawn_ranks(report, (max_allowed, tmp_path), 2)
     assert [reasons for reasons, _ in ranks] == [{"a.jpg": "no image", "b.jpg": "truncated"}] * 2
     for _, error in ranks:
         expected = "2 samples of all ranks cannot be decoded, runtime.max_bad_samples allows 1"
         assert error.startswith(expected) if max_allowed == 1 else error == ""
 
 
-def test_later_ones_are_counted_too() -> None:
+def test_later_ones_are_counted_too(tmp_path: Path) -> None:
     own: dict[str, str] = {}
-    samples = BadSamples(LocalWorker(), own, None, 0)
+    samples = BadSamples(LocalWorker(), own, None, 0, stage=FolderStore(root=tmp_path))
     samples.report(1)
     assert samples.reasons == {}
     own["c.png"] = "broken"
     with pytest.raises(TooManyBadSamplesError, match=r"one is 'c.png' \(broken\)"):
         samples.report(2)
+
+
+def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
+    """The count began again at 0, so that a run which was stopped often never reached its limit."""
+    stage = FolderStore(root=tmp_path)
+    BadSamples(LocalWorker(), {"a.png": "broken"}, None, 1, stage=stage).report(3)
+    resumed = BadSamples(LocalWorker(), {"b.png": "broken"}, None, 1, stage=stage)
+    with pytest.raises(TooManyBadSamplesError, match="2 samples of all ranks"):
+        resumed.report(6)
+    assert resumed.reasons == {"a.png": "broken", "b.png": "broken"}

@@ -1,0 +1,121 @@
+"""From a corpus's new images to a snapshot on top of another one."""
+
+from data.build import (
+    MAX_COMMIT_TRIES,
+    RunAll,
+    check_counts,
+    describe_snapshot,
+    left_out_images,
+    named_counts,
+)
+from data.corpus_listing import CorpusListing
+from data.deduplicate import deduplicate
+from data.errors import InputError
+from data.lease import Lease, building
+from data.list_corpus import list_for_append
+from data.listing import CorpusReader
+from data.near_duplicate_drop import settle_near_duplicates
+from data.outcomes import new_records, remember_rejects
+from data.retirement import check_live
+from data.shard_plan import ShardPlans
+from data.sharding_config import ShardingConfig
+from data.snapshot import (
+    Snapshot,
+    SnapshotConflictError,
+    check_head,
+    commit_snapshot,
+    head_and_next_number,
+    load_chain,
+    load_snapshot,
+)
+from data.store import Store
+
+
+def append_snapshot(
+    parent: Snapshot,
+    corpus: Store | CorpusReader,
+    dataset: Store,
+    config: ShardingConfig,
+    run_all: RunAll,
+    *,
+    listing: CorpusListing | None = None,
+) -> Snapshot | None:
+    """Append the corpus's new images to `parent`; None where that adds no sample.
+
+    New is a (path, offset, size, etag) that no snapshot of the chain has processed; the key gets a hash
+    of them, so a file uploaded again under its name is another sample. New classes go to the end.
+    An image whose bytes the chain has is put aside as `duplicate`, or as `leak` if it would be in
+    the other split; so is one of a new train and a new eval image, by policy. Unusable images never
+    stop an append, as they would stop every later one too: the quarantine and the stats tell.
+    Where nothing is left, the rejects are remembered and not read again.
+
+    If another append was committed first, this one is done again on top of it. Raises
+    `InputError` for a new class without a usable train image and for `config.classes` that rename or
+    remove a class of the parent, `SnapshotConflictError` where HEAD does not descend from `parent` (which
+    was retired meanwhile, for example) or conflicts do not end.
+    """
+    check_live(dataset, parent.id)
+    check_classes(config, parent)
+    listing = listing or list_for_append(corpus, config)
+    with building(dataset) as lease:
+        for _ in range(MAX_COMMIT_TRIES):
+            try:
+                return _append_once(parent, listing, dataset, config, run_all, lease)
+            except SnapshotConflictError:
+                head = load_snapshot(dataset, "HEAD")
+                if parent.id not in {ancestor.id for ancestor in load_chain(dataset, head)}:
+                    raise
+                parent = head
+    raise SnapshotConflictError(f"{dataset.uri}: {MAX_COMMIT_TRIES} other writers committed first; try again")
+
+
+def check_classes(config: ShardingConfig, parent: Snapshot) -> None:
+    """Raise `InputError` where `config.classes` leaves out a class of the parent.
+
+    A label in a shard is a class's place in the parent's list, so no append can take a class away; the
+    order of `config.classes` is that of the classes which are not there yet.
+    """
+    if config.classes is None:
+        return
+    for name in parent.classes:
+        if name not in config.classes:
+            raise InputError(
+                f"class {name!r} of snapshot {parent.id} is not among classes: an append can neither rename "
+                "nor remove a class; name it too (it needs no new image), or create another dataset"
+            )
+
+
+def _append_once(
+    parent: Snapshot,
+    listing: CorpusListing,
+    dataset: Store,
+    config: ShardingConfig,
+    run_all: RunAll,
+    lease: Lease,
+) -> Snapshot | None:
+    head, number = head_and_next_number(dataset)
+    if head.id != parent.id:
+        raise SnapshotConflictError(
+            f"{dataset.uri}: snapshot {head.number} was committed by another writer as {head.id}"
+        )
+    fresh = new_records(dataset, parent, listing)
+    if not fresh.num_images:
+        return None
+    known, arrived = set(parent.classes), set(fresh.classes)
+    added = [name for name in config.classes or fresh.classes if name in arrived and name not in known]
+    classes = (*parent.classes, *added)
+    plans = ShardPlans(fresh, classes=classes, shard_size_bytes=config.shard_size_bytes)
+    policy = "drop_train" if config.leak_policy == "error" else config.leak_policy
+    results = list(run_all(plans))
+    written = deduplicate(results, fresh, dataset, known=parent.splits, leak_policy=policy)
+    written, near = settle_near_duplicates(written, fresh, dataset, known=parent.splits, config=config)
+    left_out = left_out_images(fresh)
+    if not any(written.shards.values()):
+        rejects = (*left_out, *written.rejects)
+        remember_rejects(dataset, parent, fresh, {reject.key: reject.reason for reject in rejects})
+        return None
+    check_counts(named_counts(written.label_counts, classes), added, needs_eval=False)
+    snapshot = describe_snapshot(parent, number, fresh, classes, written, near, left_out, dataset)
+    lease.check()
+    check_head(dataset, parent)
+    return commit_snapshot(dataset, snapshot)
