@@ -14,6 +14,7 @@ from enum import IntEnum, unique
 
 import numpy as np
 import torch
+from kornia.geometry.transform import hflip
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -195,7 +196,7 @@ class Augment:
 
     def _augment_bytes(self, images_BHWC: Tensor, draws: _Draws) -> Tensor:
         """Flip, jitter and RandAugment; uint8 BHWC to uint8 BCHW, contiguous."""
-        images = to_planes(_flip(images_BHWC, draws.flips_B))
+        images = _flip(to_planes(images_BHWC), draws.flips_B)
         if draws.jitters_BD is not None:
             images = _jitter(images, draws.jitters_BD)
         return images if draws.rand_augment is None else apply_rand_augment(images, draws.rand_augment)
@@ -266,12 +267,12 @@ def _check_batch(batch: Batch, lane_size: int, mixes: bool) -> None:
         )
 
 
-def _flip(images_BHWC: Tensor, flips_B: NDArray[np.bool_]) -> Tensor:
+def _flip(images_BCHW: Tensor, flips_B: NDArray[np.bool_]) -> Tensor:
     """Mirror the chosen rows left to right, as bytes: four times less to move than floats."""
     if not flips_B.any():
-        return images_BHWC
-    rows = to_device(np.flatnonzero(flips_B), images_BHWC.device)
-    return images_BHWC.index_copy(0, rows, images_BHWC.index_select(0, rows).flip(2))
+        return images_BCHW
+    rows = to_device(np.flatnonzero(flips_B), images_BCHW.device)
+    return images_BCHW.index_copy(0, rows, hflip(images_BCHW.index_select(0, rows)))
 
 
 def _caption(draws: _Draws, weights: list[float], row: int) -> list[str]:

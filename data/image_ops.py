@@ -2,7 +2,8 @@
 
 Levels make an operation four times less memory than floats do, and PIL's result is reached exactly but
 for the geometric ones. Every operation is exact per row: its bits do not depend on which rows share the
-call or on the number of threads; kornia samples the geometric ones, its colour operations take no bytes.
+call or on the number of threads. Kornia's colour operations take no bytes, and its `remap` lays the
+points out anew in each call, which takes as long as the sampling.
 Nothing here reads a tensor's value on the host, so a GPU is never waited for.
 
 Shape letters: R rows, C channels (RGB), H height, W width, L levels. Images are uint8, contiguous; they
@@ -12,8 +13,8 @@ are never changed in place. Factors are float32 [R, 1, 1, 1].
 import math
 
 import torch
-from kornia.geometry.transform import remap
 from torch import Tensor
+from torch.nn import functional
 
 from data.level_tables import NUM_LEVELS, apply_tables, as_indices, histograms, look_up
 
@@ -60,10 +61,13 @@ def posterize(images_RCHW: Tensor, steps: Tensor) -> Tensor:
 
 
 def luma(images_RCHW: Tensor) -> Tensor:
-    """Return ITU-R 601-2 luma, int32 [R, H, W], in PIL's fixed point and rounding (mode `L`)."""
-    red, green, blue = images_RCHW.int().unbind(1)
-    weighted = (red * 19595).add_(green * 38470).add_(blue * 7471)
-    return weighted.add_(1 << 15).bitwise_right_shift_(16)
+    """Return ITU-R 601-2 luma, float32 [R, H, W] of whole levels, as PIL rounds them (mode `L`).
+
+    PIL's fixed point numbers stay below 2**24, where float32 is exact too.
+    """
+    red, green, blue = images_RCHW.float().unbind(1)
+    weighted = (red * 19595.0).add_(green, alpha=38470.0).add_(blue, alpha=7471.0)
+    return weighted.add_(32768.0).mul_(1 / 65536).floor_()
 
 
 def _blend(degenerate: Tensor, values: Tensor, factors: Tensor) -> Tensor:
@@ -73,14 +77,15 @@ def _blend(degenerate: Tensor, values: Tensor, factors: Tensor) -> Tensor:
 
 def color(images_RCHW: Tensor, factors: Tensor) -> Tensor:
     """Blend with the image's luma (`ImageEnhance.Color`); factor 1 changes nothing."""
-    return _blend(luma(images_RCHW).float().unsqueeze(1), images_RCHW.float(), factors)
+    return _blend(luma(images_RCHW).unsqueeze(1), images_RCHW.float(), factors)
 
 
 def contrast(images_RCHW: Tensor, factors: Tensor) -> Tensor:
     """Blend with the mean luma, rounded to a level (`ImageEnhance.Contrast`)."""
     num_pixels = images_RCHW.shape[2] * images_RCHW.shape[3]
-    total_R = luma(images_RCHW).sum((1, 2), dtype=torch.int64)
-    mean_R = (total_R.double() / num_pixels + 0.5).floor_().float()
+    # A row's sum is a whole number that float32 holds up to a width of 65,793 pixels.
+    total_R = luma(images_RCHW).sum(2).double().sum(1)
+    mean_R = (total_R / num_pixels + 0.5).floor_().float()
     levels_L = torch.arange(NUM_LEVELS, device=images_RCHW.device).float()
     return apply_tables(images_RCHW, _blend(mean_R.view(-1, 1, 1), levels_L, factors.view(-1, 1, 1)))
 
@@ -103,21 +108,20 @@ def sharpness(images_RCHW: Tensor, factors: Tensor) -> Tensor:
     return sharpened
 
 
-def sample(images_RCHW: Tensor, x_1HW: Tensor, y_1HW: Tensor, inside_HW: Tensor) -> Tensor:
-    """Take output pixel (h, w) of every row from (x, y), bilinearly, rounded to levels.
+def sample(images_RCHW: Tensor, points_1HW2: Tensor, inside_HW: Tensor, rest_HW: Tensor) -> Tensor:
+    """Take output pixel (h, w) of every row from a point (x, y), bilinearly, rounded to levels.
 
     Coordinates are -1 and 1 at the image's outer edges. As in `Image.transform`, a point where
-    `inside_HW` (uint8) is 0 takes `FILL`, and one inside never blends with it.
+    `inside_HW` is 0 and not 1 takes `FILL`, and one inside never blends with it. `rest_HW` is what is
+    then added: 0.5, for the rounding, and `FILL` where it belongs. Both are float32.
     """
-    sampled = remap(
+    sampled = functional.grid_sample(
         images_RCHW.float(),
-        x_1HW,
-        y_1HW,
+        points_1HW2.expand(len(images_RCHW), -1, -1, -1),
         padding_mode="border",
         align_corners=False,
-        normalized_coordinates=True,
     )
-    return sampled.add_(0.5).to(torch.uint8).mul_(inside_HW).add_((1 - inside_HW) * FILL)
+    return sampled.mul_(inside_HW).add_(rest_HW).to(torch.uint8)
 
 
 def translate(images_RCHW: Tensor, offset_px: float, dim: int) -> Tensor:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.boxes import box_masks
+from data.normalize import rows_per_call
 from data.transfer import to_device
 
 MIX_DRAWS = 5
@@ -91,7 +92,7 @@ def _cutmix_boxes(
 
 
 def mix(images_BCHW: Tensor, targets_BK: Tensor, weights_B: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
-    """Return mixed images and soft targets, both new.
+    """Return mixed images, channels_last, and soft targets, both new.
 
     A sample stays alone, with its own target, where it or its partner has weight 0: a partner of
     weight 0 is padding or could not be decoded.
@@ -108,10 +109,15 @@ def mix(images_BCHW: Tensor, targets_BK: Tensor, weights_B: Tensor, draw: MixDra
         in_box_B1HW = box_masks(moved_B6[:, 2:], height, width) & ~alone_B.view(-1, 1, 1, 1)
         is_cutmix_B = to_device(draw.is_cutmix_B, device).view(-1, 1, 1, 1)
         shares = torch.where(is_cutmix_B, (~in_box_B1HW).to(shares.dtype), shares)
-    mixed_BCHW = _weighted(images_BCHW, partners_B, shares)
-    return mixed_BCHW, _weighted(targets_BK, partners_B, lambdas_B.view(-1, 1))
+    mixed_BCHW = torch.empty_like(images_BCHW, memory_format=torch.channels_last)
+    num_rows = rows_per_call(images_BCHW)
+    for start in range(0, len(images_BCHW), num_rows):
+        rows = slice(start, start + num_rows)
+        partners = images_BCHW.index_select(0, partners_B[rows])
+        mixed_BCHW[rows] = _weighted(images_BCHW[rows], partners, shares[rows])
+    return mixed_BCHW, _weighted(targets_BK, targets_BK.index_select(0, partners_B), lambdas_B.view(-1, 1))
 
 
-def _weighted(values: Tensor, partners_B: Tensor, shares: Tensor) -> Tensor:
-    """Blend each row with its partner's. A share of 0 or 1 copies bits: pixels are finite."""
-    return (values * shares).add_(values.index_select(0, partners_B).mul_(1.0 - shares))
+def _weighted(values: Tensor, partners: Tensor, shares: Tensor) -> Tensor:
+    """Blend rows with their partners, which are overwritten. A share of 0 or 1 copies bits: all is finite."""
+    return (values * shares).add_(partners.mul_(1.0 - shares))

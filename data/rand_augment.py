@@ -150,26 +150,31 @@ def describe_op(op: int, argument: float) -> str:
 def apply_rand_augment(images_BCHW: Tensor, draw: RandAugmentDraw) -> Tensor:
     """Run the draw on uint8 images, contiguous; the result is new unless N is 0.
 
-    In each round the batch is sorted by kernel, so that a kernel is one call on a slice. The sorting is
-    decided on the CPU and reaches the device in one copy.
+    In each round the rows of a kernel are one call, or several of as many rows as the cache holds. What
+    runs together is decided on the CPU and reaches the device in one copy.
     """
-    num_ops = draw.ops_BN.shape[1]
-    if num_ops == 0 or images_BCHW.shape[0] == 0:
+    if draw.ops_BN.shape[1] == 0 or images_BCHW.shape[0] == 0:
         return images_BCHW
     device = images_BCHW.device
     plan = _plan(draw, rows_per_call(images_BCHW))
-    sources_NB = to_device(plan.sources_NB, device)
+    rows_NB = to_device(plan.rows_NB, device)
     tables_NBL = to_device(plan.tables_NBL, device)
     factors_NB = to_device(plan.factors_NB, device)
-    images = images_BCHW
-    for number, slices in enumerate(plan.slices_N):
-        images = images.index_select(0, sources_NB[number])
-        parts = [
-            _run(kernel, images[rows], tables_NBL[number, rows], factors_NB[number, rows])
-            for kernel, rows in slices
-        ]
-        images = torch.cat(parts)
-    return images.index_select(0, sources_NB[num_ops])
+    # In place: results kept for a `torch.cat` lie between the kernels' temporaries, for each of which malloc
+    # then takes new memory; the page faults cost more than most kernels.
+    images_BCHW = images_BCHW.clone()
+    for number, calls in enumerate(plan.calls_N):
+        tables_BL, factors_B = tables_NBL[number], factors_NB[number]
+        for kernel, place in calls:
+            if place.stop - place.start == 1:
+                row = int(plan.rows_NB[number, place.start])
+                one = slice(row, row + 1)
+                images_BCHW[one] = _run(kernel, images_BCHW[one], tables_BL[one], factors_B[one])
+            else:
+                rows = rows_NB[number, place]
+                parts = (values.index_select(0, rows) for values in (images_BCHW, tables_BL, factors_B))
+                images_BCHW.index_copy_(0, rows, _run(kernel, *parts))
+    return images_BCHW
 
 
 def _run(kernel: _Kernel, images_RCHW: Tensor, tables_RL: Tensor, factors_R: Tensor) -> Tensor:
@@ -186,40 +191,38 @@ def _run(kernel: _Kernel, images_RCHW: Tensor, tables_RL: Tensor, factors_R: Ten
         return apply_tables(images_RCHW, tables_RL.unsqueeze(1))
     if op in _ROW_OPS:
         return _ROW_OPS[op](images_RCHW)
-    return images_RCHW if op == NOT_APPLIED else _FACTOR_OPS[op](images_RCHW, factors_R.view(-1, 1, 1, 1))
+    return _FACTOR_OPS[op](images_RCHW, factors_R.view(-1, 1, 1, 1))
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A draw, sorted; rounds first. The last row of sources only puts the batch back in its own order."""
+    """A draw, sorted; rounds first."""
 
-    sources_NB: NDArray[np.int64]
-    """[N + 1, B]: the row to take from the round before."""
+    rows_NB: NDArray[np.int64]
+    """The batch's rows, those of one kernel beside each other."""
     tables_NBL: NDArray[np.uint8]
     factors_NB: NDArray[np.float32]
-    slices_N: list[list[tuple[_Kernel, slice]]]
+    calls_N: list[list[tuple[_Kernel, slice]]]
+    """What is run on which piece of `rows_NB`."""
 
 
 def _plan(draw: RandAugmentDraw, max_rows: int) -> _Plan:
     num_rows, num_ops = draw.ops_BN.shape
-    sources_NB = np.empty((num_ops + 1, num_rows), dtype=np.int64)
+    rows_NB = np.empty((num_ops, num_rows), dtype=np.int64)
     tables_NBL = np.zeros((num_ops, num_rows, NUM_LEVELS), dtype=np.uint8)
     factors_NB = np.zeros((num_ops, num_rows), dtype=np.float32)
-    slices_N: list[list[tuple[_Kernel, slice]]] = []
-    place_B = np.arange(num_rows)  # where each sample stands after the round before
+    calls_N: list[list[tuple[_Kernel, slice]]] = []
     for number in range(num_ops):
         drawn = list(zip(draw.ops_BN[:, number].tolist(), draw.arguments_BN[:, number].tolist(), strict=True))
         kernels = [_kernel(op, argument) for op, argument in drawn]
+        for row, kernel in enumerate(kernels):
+            if kernel == _TABLE_KERNEL:
+                tables_NBL[number, row] = _table(*drawn[row])
+            factors_NB[number, row] = _factor(*drawn[row])
         order = sorted(range(num_rows), key=kernels.__getitem__)
-        for place, row in enumerate(order):
-            if kernels[row] == _TABLE_KERNEL:
-                tables_NBL[number, place] = _table(*drawn[row])
-            factors_NB[number, place] = _factor(*drawn[row])
-        slices_N.append(_slices([kernels[row] for row in order], max_rows))
-        sources_NB[number] = place_B[order]
-        place_B = np.argsort(order)
-    sources_NB[num_ops] = place_B
-    return _Plan(sources_NB, tables_NBL, factors_NB, slices_N)
+        rows_NB[number] = order
+        calls_N.append(_calls([kernels[row] for row in order], max_rows))
+    return _Plan(rows_NB, tables_NBL, factors_NB, calls_N)
 
 
 def _kernel(op: int, argument: float) -> _Kernel:
@@ -232,13 +235,14 @@ def _factor(op: int, argument: float) -> float:
     return 2.0 ** (8 - argument) if op == Op.Posterize else argument
 
 
-def _slices(kernels: list[_Kernel], max_rows: int) -> list[tuple[_Kernel, slice]]:
+def _calls(kernels: list[_Kernel], max_rows: int) -> list[tuple[_Kernel, slice]]:
     """Return where each run of equal kernels lies, cut after `max_rows`."""
     found: list[tuple[_Kernel, slice]] = []
     start = 0
     for kernel, run in groupby(kernels):
         stop = start + len(list(run))
-        found += [(kernel, slice(at, min(at + max_rows, stop))) for at in range(start, stop, max_rows)]
+        if kernel[0] != NOT_APPLIED:
+            found += [(kernel, slice(at, min(at + max_rows, stop))) for at in range(start, stop, max_rows)]
         start = stop
     return found
 
@@ -255,15 +259,16 @@ def _table(op: int, argument: float) -> level_tables.Table:
 def _sampling_points(
     op: Op, argument: float, height: int, width: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `image_ops.sample` takes. Cached: a magnitude has only six, at 9 bytes a pixel."""
+    """Return what `image_ops.sample` takes. Cached: a magnitude has only six, at 16 bytes a pixel."""
     a, b, c, d, e, f = _inverse_map(op, argument, height, width)
     with torch.inference_mode(False):
         x_W = torch.arange(width, device=device, dtype=torch.float64) + 0.5
         y_H1 = torch.arange(height, device=device, dtype=torch.float64).unsqueeze(1) + 0.5
         source_x_HW = (a * x_W + (b * y_H1 + c)) * (2.0 / width) - 1.0
         source_y_HW = (d * x_W + (e * y_H1 + f)) * (2.0 / height) - 1.0
-        inside_HW = (torch.maximum(source_x_HW.abs(), source_y_HW.abs()) <= 1.0).to(torch.uint8)
-        return source_x_HW.float()[None], source_y_HW.float()[None], inside_HW
+        inside_HW = (torch.maximum(source_x_HW.abs(), source_y_HW.abs()) <= 1.0).float()
+        rest_HW = (1.0 - inside_HW) * image_ops.FILL + 0.5
+        return torch.stack((source_x_HW, source_y_HW), 2).float().unsqueeze(0), inside_HW, rest_HW
 
 
 def _inverse_map(op: Op, argument: float, height: int, width: int) -> tuple[float, ...]:
