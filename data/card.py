@@ -51,7 +51,7 @@ def write_card(
         return dataset.get(card_path(snapshot)).decode()
     except ObjectNotFoundError:
         content = {"corpus": source.corpus, "config": source.config, "versions": source.versions}
-        dataset.put(_provenance_path(snapshot), json.dumps(content, indent=1, sort_keys=True).encode())
+        dataset.put(_provenance_path(snapshot.id), json.dumps(content, indent=1, sort_keys=True).encode())
         if snapshot.quarantine_path is not None:
             picture_quarantine(dataset, snapshot.quarantine_path, corpus=corpus, limits=limits)
         text = make_card(dataset, snapshot)
@@ -77,17 +77,18 @@ def make_card(dataset: Store, snapshot: Snapshot) -> str:
             duplicates(dataset, snapshot),
             shard_sizes(snapshot),
             parent_diff(snapshot, parent),
-            provenance(snapshot, _read_provenance(dataset, snapshot)),
+            provenance(snapshot, read_provenance(dataset, snapshot.id)),
         ]
     return page(f"Dataset card {snapshot.id}", [section for section in sections if section])
 
 
-def _provenance_path(snapshot: Snapshot) -> str:
-    return f"cards/{snapshot.id}.json"
+def _provenance_path(snapshot_id: str) -> str:
+    return f"cards/{snapshot_id}.json"
 
 
-def _read_provenance(dataset: Store, snapshot: Snapshot) -> dict[str, Any]:
+def read_provenance(dataset: Store, snapshot_id: str) -> dict[str, Any]:
+    """Return the fields of the snapshot's `Provenance`; nothing where its card was not written."""
     try:
-        return json.loads(dataset.get(_provenance_path(snapshot)))
+        return json.loads(dataset.get(_provenance_path(snapshot_id)))
     except ObjectNotFoundError:
         return {}

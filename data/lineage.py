@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-import pyarrow.compute
-
-from data.shard_index import Table, parquet_table, read_index
+from data.arrow import Table, compute
+from data.shard_index import parquet_table, read_index
 from data.snapshot import Snapshot, load_chain, load_snapshot
 from data.store import Store
 from data.types import ShardInfo
-
-compute: Any = pyarrow.compute  # its functions are made at import
 
 _NUM_THREADS = 16
 _AHEAD = 64

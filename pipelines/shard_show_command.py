@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from data.card import read_provenance
 from data.errors import InputError
 from data.lease import active_leases
 from data.lineage import SampleInfo, added_by, find_by_name, find_shard
@@ -119,8 +120,10 @@ def _show_key(dataset: Store, snapshot: Snapshot, key: str) -> Outcome:
 
 def _sample_values(dataset: Store, snapshot: Snapshot, sample: SampleInfo) -> dict[str, Any]:
     row = sample.row
+    first = added_by(dataset, snapshot, sample.shard)
     return {
         "name": row["name"],
+        "corpus": read_provenance(dataset, first).get("corpus", "not recorded"),
         "corpus_path": row["path"],
         "labels": [snapshot.classes[label] for label in row["labels"]],
         "split": sample.split,
@@ -131,7 +134,7 @@ def _sample_values(dataset: Store, snapshot: Snapshot, sample: SampleInfo) -> di
         "member": f"{row['key']}.{row['extension']}",
         "offset": row["offset"],
         "size_bytes": row["size"],
-        "added_by": added_by(dataset, snapshot, sample.shard),
+        "added_by": first,
     }
 
 
@@ -146,7 +149,9 @@ def _show_shard(dataset: Store, snapshot: Snapshot, name: str) -> Outcome:
     by_class = Counter(snapshot.classes[label] for row in rows for label in row["labels"])
     first = added_by(dataset, snapshot, shard)
     how = "adopted where it lies" if shard.is_adopted else "written"
+    corpus = read_provenance(dataset, first).get("corpus", "not recorded")
     announce(f"{dataset.uri}/{shard.path}: {split}, {how} for snapshot {first}")
+    announce(f"corpus {corpus}")
     announce(f"{shard.num_samples:,} images, {shard.size_bytes:,} bytes, sha256 {shard.sha256}")
     announce(f"index {dataset.uri}/{shard.index_path}")
     announce(f"classes: {counts(by_class)}")
@@ -160,6 +165,7 @@ def _show_shard(dataset: Store, snapshot: Snapshot, name: str) -> Outcome:
         "split": split,
         "adopted": shard.is_adopted,
         "added_by": first,
+        "corpus": corpus,
         "by_class": dict(by_class),
         "names": names,
         **asdict(shard),

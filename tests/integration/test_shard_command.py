@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import mlflow
 import pytest
@@ -127,6 +128,10 @@ def test_a_dataset_from_its_first_day_to_its_first_damage(shelf: Shelf, tmp_path
     shown = shelf.look("show")
     assert shown["by_class"]["train"] == {"a": 30, "b": 30, "c": 6}
     assert shown["snapshots"] == [1, 2]
+    photo = next(file for file in sorted((shelf.corpus / "train/c").iterdir()) if "broken" not in file.name)
+    (added,) = shelf.look("show", "--key", str(photo.relative_to(shelf.corpus)))["samples"]
+    assert added["added_by"] == second["snapshot"]
+    assert Path(unquote(added["corpus"].removeprefix("file://"))) / added["corpus_path"] == photo
     difference = shelf.look("diff")
     assert difference["added"] == {"train": {"c": 6}, "eval": {"c": 2}}
     assert difference["new_classes"] == ["c"]
