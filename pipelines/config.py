@@ -31,6 +31,12 @@ from pipelines.promotion import GatePolicy
 class PhaseConfig:
     """One training phase: which images, seen how, learned how."""
 
+    dataset: str = ""
+    """Learn from a dataset that exists, as pipelines/shard.py makes or adopts it, instead of the corpus:
+    s3://bucket/path, file:///path or a path that all nodes have."""
+    snapshot: str = "HEAD"
+    """Which of the dataset's snapshots: an id, or HEAD for the newest when the job starts. With HEAD the same
+    command goes on with a stopped job only until another snapshot is committed."""
     classes: tuple[str, ...] | None = None
     """Class folders to take; all by default."""
     max_train_per_class: int | None = None
@@ -54,6 +60,8 @@ class PhaseConfig:
     def check(self, seed: int) -> None:
         """Raise InputError for values that do not go together."""
         mixture_schedule(self.mixture)
+        if self.snapshot != "HEAD" and not self.dataset:
+            raise InputError(f"snapshot is {self.snapshot!r} and dataset is empty: say whose snapshot it is")
         order = self.order(seed)
         if self.augment.mixes and order.lane_size < 2:
             raise InputError(
@@ -245,17 +253,19 @@ def parse_run_config(argv: Sequence[str], description: str) -> RunConfig:
     """Read `--config FILE ...` and dotted overrides into a `RunConfig`.
 
     The class lists of a config file, and what it says of the format, belong to the corpus that the file
-    names: with another `--corpus`, every class is used unless the command line says otherwise.
+    names: with another `--corpus` or `--recipe.PHASE.dataset`, every class is used unless the command line
+    says otherwise.
     """
     config = parse_config(RunConfig, argv, description)
-    if not is_given(argv, "--corpus"):
-        return config
-    if not is_given(argv, "--corpus_format"):
+    has_own_corpus = is_given(argv, "--corpus")
+    if has_own_corpus and not is_given(argv, "--corpus_format"):
         config = replace(config, corpus_format="auto")
-    if not any(argument.startswith("--corpus_options") for argument in argv):
+    if has_own_corpus and not any(argument.startswith("--corpus_options") for argument in argv):
         config = replace(config, corpus_options=CorpusOptions())
     recipe = config.recipe
     for name in ("pretrain", "finetune"):
+        if not has_own_corpus and not is_given(argv, f"--recipe.{name}.dataset"):
+            continue
         phase: PhaseConfig = getattr(recipe, name)
         for option in ("classes", "max_train_per_class"):
             if not is_given(argv, f"--recipe.{name}.{option}"):

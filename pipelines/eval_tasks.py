@@ -31,6 +31,7 @@ from infra.ray_tasks import run_tasks
 from infra.store import open_store
 from infra.transfer import download_folder
 from pipelines.config import Runtime
+from pipelines.dataset_ref import open_dataset
 from pipelines.evaluation import EvalReport, build_report
 
 _BATCH_SIZE = 250
@@ -100,7 +101,8 @@ def report_bad_samples(reasons: Mapping[str, str], max_allowed: int, announce: C
 
 def merge_slices(plan: EvalPlan, slices: Sequence[EvalSlice]) -> EvalReport:
     """Put the slices' samples together."""
-    classes = load_snapshot(open_store(plan.root_uri).sub(plan.dataset_path), plan.snapshot_id).classes
+    dataset = open_dataset(open_store(plan.root_uri), plan.dataset_path)
+    classes = load_snapshot(dataset, plan.snapshot_id).classes
     return build_report(
         snapshot_id=plan.snapshot_id,
         split="eval",
@@ -117,7 +119,7 @@ def evaluate_slice(plan: EvalPlan, num_tasks: int, index: int) -> EvalSlice:
     """Evaluate the samples of one of `num_tasks` ranks."""
     torch.set_num_threads(plan.runtime.cpus_per_worker)
     root = open_store(plan.root_uri, max_wait_s=plan.runtime.max_store_wait_s)
-    dataset = root.sub(plan.dataset_path)
+    dataset = open_dataset(root, plan.dataset_path, max_wait_s=plan.runtime.max_store_wait_s)
     snapshot = load_snapshot(dataset, plan.snapshot_id)
     with tempfile.TemporaryDirectory() as folder:
         download_folder(root.sub(plan.model_path), Path(folder))

@@ -11,7 +11,7 @@ from data.mixture import WeightsFrom, check_schedule
 from data.retirement import check_live
 from data.snapshot import load_snapshot
 from data.sources import Mixture, Source, check_classes
-from data.store import StoreError
+from data.store import Store, StoreError
 from infra.store import check_store, open_store
 
 
@@ -102,21 +102,29 @@ def check_stores(sources: Sequence[SourceConfig]) -> None:
 def pin_mixture(
     sources: Sequence[SourceConfig], *, max_wait_s: float, announce: Callable[[str], None]
 ) -> Generator[None]:
-    """Hold a lease on each snapshot that is mixed in, so that gc leaves it alone.
+    """Hold a lease on each snapshot that is mixed in, see `pin_or_warn`."""
+    with ExitStack() as pins:
+        for source in sources:
+            store = open_store(source.dataset, max_wait_s=max_wait_s)
+            pins.enter_context(pin_or_warn(store, source.snapshot, announce))
+        yield
+
+
+@contextmanager
+def pin_or_warn(store: Store, snapshot_id: str, announce: Callable[[str], None]) -> Generator[None]:
+    """Hold a lease on a snapshot, so that gc leaves it alone.
 
     Its store may be open for reading only: then a warning must do. Raises InputError for a retired one.
     """
     with ExitStack() as pins:
-        for source in sources:
-            store = open_store(source.dataset, max_wait_s=max_wait_s)
-            try:
-                pins.enter_context(pin(store, source.snapshot))
-            except StoreError as error:
-                check_live(store, source.snapshot)
-                announce(
-                    f"warning: no lease on snapshot {source.snapshot} of the mixture ({error}): a gc of "
-                    f"{store.uri} would free it under this job if it is retired meanwhile"
-                )
+        try:
+            pins.enter_context(pin(store, snapshot_id))
+        except StoreError as error:
+            check_live(store, snapshot_id)
+            announce(
+                f"warning: no lease on snapshot {snapshot_id} ({error}): a gc of {store.uri} would free it "
+                "under this job if it is retired meanwhile"
+            )
         yield
 
 

@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from urllib.parse import quote, urlsplit
 
 from data.corpora.kept_listing import KeptListing
-from data.list_corpus import list_for_build
 from data.listing import CorpusReader
 from infra.registry import VersionInfo
 from infra.store import open_store
@@ -20,8 +19,8 @@ from pipelines.config import PhaseConfig, RunConfig, parse_run_config
 from pipelines.corpus import Corpus, CorpusPlace, open_corpus
 from pipelines.corpus_tasks import corpus_tasks
 from pipelines.job import announce, run_main
-from pipelines.mixture import check_mixture
-from pipelines.preflight import check_images, check_services
+from pipelines.phase_images import find_images
+from pipelines.preflight import check_services
 from pipelines.review import VERDICT_TAG, check_champion_fits
 from pipelines.session import Session
 from pipelines.stage import StageRecord
@@ -38,22 +37,16 @@ def main(argv: list[str]) -> int:
 def run(config: RunConfig) -> list[str]:
     """Build the stages, compute what is missing, decide about the new model; return a summary."""
     recipe, runtime = config.recipe, config.runtime
-    corpus = open_run_corpus(config)
-    tracking_uri = check_services(runtime, corpus.origin)
-    session = Session(recipe, runtime, tracking_uri, actor="pipelines/pretrain_finetune.py")
     phases = {"pretrain": recipe.pretrain, "finetune": recipe.finetune}
-    listings = {name: list_for_build(corpus.source, recipe.sharding(phase)) for name, phase in phases.items()}
-    for name, phase in phases.items():
-        classes = listings[name].classes
-        check_images(name, listings[name], phase.global_batch_size)
-        check_mixture(name, phase.mixture, classes=classes, num_lanes=phase.num_lanes)
-    check_champion_fits(session.registry.champion(runtime.model_name), listings["finetune"].classes)
+    corpus = None if all(phase.dataset for phase in phases.values()) else open_run_corpus(config)
+    tracking_uri = check_services(runtime, corpus.origin if corpus else None)
+    session = Session(recipe, runtime, tracking_uri, actor="pipelines/pretrain_finetune.py")
+    images = {name: find_images(name, recipe, phase, corpus) for name, phase in phases.items()}
+    check_champion_fits(session.registry.champion(runtime.model_name), images["finetune"].classes)
     warn_about_new_augmentation(recipe.pretrain, recipe.finetune)
     session.connect()
 
-    datasets = {
-        name: session.shard(corpus, listings[name], recipe.sharding(phase)) for name, phase in phases.items()
-    }
+    datasets = {name: images[name].stage(session, corpus, phase) for name, phase in phases.items()}
     pretrain = session.train("pretrain", recipe.pretrain, datasets["pretrain"], None)
     finetune = session.train("finetune", recipe.finetune, datasets["finetune"], pretrain)
     evaluation = session.evaluate(datasets["finetune"], finetune, recipe.finetune.decode)
@@ -62,7 +55,8 @@ def run(config: RunConfig) -> list[str]:
     with session.job(key=key, name=f"{recipe.model} {key}", parameters=asdict(config)):
         for dataset in datasets.values():
             session.materialize(dataset)
-        corpus.finish()
+        if corpus is not None:
+            corpus.finish()
         records = [session.materialize(stage) for stage in (pretrain, finetune, evaluation)]
         version = session.review(datasets["finetune"], finetune, evaluation, recipe.finetune.decode)
     return [*summary(*records, version=version), f"review       {version_page(tracking_uri, version)}"]

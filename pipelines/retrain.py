@@ -26,6 +26,7 @@ from pipelines.config import MainJobKeys, Recipe, Runtime
 from pipelines.corpus import Corpus, CorpusPlace, open_corpus
 from pipelines.corpus_tasks import corpus_tasks
 from pipelines.dataset_card import CardSource, publish_card, publish_missing_card
+from pipelines.dataset_ref import DatasetRef, open_dataset
 from pipelines.job import announce, run_main
 from pipelines.mixture import check_mixture
 from pipelines.parse_config import parse_config, with_flags
@@ -34,7 +35,7 @@ from pipelines.review import DATASET_TAG, SNAPSHOT_TAG, champion_stage, finish_p
 from pipelines.session import Session
 from pipelines.shard_command import counts
 from pipelines.shard_tasks import Arrivals, run_shard_tasks
-from pipelines.stages import DatasetRef, pinned_stage
+from pipelines.stages import pinned_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ def retrain(session: Session, incoming: Corpus, parameters: Mapping[str, Any]) -
     finish_pending(session.registry, model_name, Ledger(store=session.root), announce)
     champion = find_champion(session)
     phase = session.recipe.finetune
-    newest = _newest_snapshot(session.root.sub(champion.tags[DATASET_TAG]), champion)
+    newest = _newest_snapshot(open_dataset(session.root, champion.tags[DATASET_TAG]), champion)
     # Before the append, which stays; so a class that only `incoming` brings cannot be mixed in yet.
     check_mixture("finetune", phase.mixture, classes=newest.classes, num_lanes=phase.num_lanes)
     snapshot = append(session, incoming, newest, champion)
@@ -129,7 +130,7 @@ def find_champion(session: Session) -> VersionInfo:
 
 def append(session: Session, incoming: Corpus, parent: Snapshot, champion: VersionInfo) -> Snapshot:
     """Append the incoming images that no snapshot has seen to `parent`; return the newest snapshot."""
-    dataset = session.root.sub(champion.tags[DATASET_TAG])
+    dataset = open_dataset(session.root, champion.tags[DATASET_TAG])
     # Whatever arrives is taken: a new class too, and without a cap.
     finetune = replace(session.recipe.finetune, classes=None, max_train_per_class=None)
     sharding = session.recipe.sharding(finetune)

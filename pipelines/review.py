@@ -18,6 +18,7 @@ from infra.ledger import Intent, Ledger
 from infra.registry import CHAMPION, VERDICT_TAG, PromotionConflictError, Registry, VersionInfo
 from infra.tracking import RunRef, Tracker
 from infra.transfer import download_folder, upload_folder
+from pipelines.dataset_ref import DatasetRef
 from pipelines.evaluation import EvalReport
 from pipelines.evaluation_plots import confusion_delta_png, confusion_png, reliability_png, report_html
 from pipelines.gate_checks import GatePolicy
@@ -25,7 +26,6 @@ from pipelines.job import code_version
 from pipelines.promotion import Decision, decide_promotion
 from pipelines.serving import save_pyfunc, weights_in
 from pipelines.stage import Stage, StageRecord, Workspace
-from pipelines.stages import DatasetRef
 from pipelines.training import MODEL_FOLDER
 
 DATASET_TAG = "pipeline.dataset_path"

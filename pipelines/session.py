@@ -6,18 +6,19 @@ from typing import Any
 
 from data.corpus_listing import CorpusListing
 from data.crop import DecodeConfig
-from data.lease import pin
 from data.sharding_config import ShardingConfig
 from infra.registry import Registry, VersionInfo
 from infra.store import open_store
 from infra.tracking import RunRef, Tracker
 from pipelines.config import PhaseConfig, Recipe, Runtime
 from pipelines.corpus import Corpus
+from pipelines.dataset_ref import DatasetRef, open_dataset
 from pipelines.evaluation import EvalReport
 from pipelines.job import TrackedJob, announce, check_resources, code_version, connect_to_ray
+from pipelines.mixture import pin_or_warn
 from pipelines.review import Candidate, Review, log_report
 from pipelines.stage import Materializer, Stage, StageRecord, Workspace
-from pipelines.stages import DatasetRef, evaluate_stage, shard_stage, train_stage
+from pipelines.stages import evaluate_stage, shard_stage, train_stage
 
 
 class Session:
@@ -69,7 +70,8 @@ class Session:
 
     def _pin(self, reference: DatasetRef) -> None:
         if reference not in self._pinned:
-            self._pins.enter_context(pin(self.root.sub(reference.path), reference.snapshot_id))
+            store = open_dataset(self.root, reference.path, max_wait_s=self.runtime.max_store_wait_s)
+            self._pins.enter_context(pin_or_warn(store, reference.snapshot_id, announce))
             self._pinned.add(reference)
 
     @property

@@ -1,7 +1,7 @@
 """The stages of the main job and of retraining, as data: identity, inputs, what to run."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,52 +11,23 @@ from data.class_runs import measure_class_runs
 from data.corpus_listing import CorpusListing
 from data.crop import DecodeConfig
 from data.sharding_config import ShardingConfig
-from data.snapshot import Snapshot, load_snapshot
+from data.snapshot import load_snapshot
 from data.store import Store
 from infra.ray_runtime import run_workers
 from infra.tracking import RunRef, Tracker
 from pipelines.config import PhaseConfig, Recipe, Runtime
 from pipelines.corpus import Corpus
 from pipelines.dataset_card import CardSource, publish_card
+from pipelines.dataset_ref import DatasetRef, open_dataset
 from pipelines.eval_tasks import EvalPlan, evaluate_model
 from pipelines.job import connect_to_ray
 from pipelines.mixture import mixture_identity, pin_mixture
 from pipelines.shard_tasks import run_shard_tasks
-from pipelines.stage import Stage, StageRecord, Workspace
+from pipelines.stage import Stage, Workspace
 from pipelines.training import MODEL_FOLDER, TrainPlan, train_worker
 
 REPORT_FOLDER = "report"
 Announce = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetRef:
-    """Where a pinned snapshot is, below the root."""
-
-    path: str
-    snapshot_id: str
-    classes: tuple[str, ...]
-
-    @staticmethod
-    def of(snapshot: Snapshot, path: str) -> "DatasetRef":
-        """Return a reference to a snapshot of the dataset at `path`."""
-        return DatasetRef(path=path, snapshot_id=snapshot.id, classes=snapshot.classes)
-
-    @staticmethod
-    def from_record(record: StageRecord) -> "DatasetRef":
-        """Read the reference that a dataset stage left."""
-        output = record.output
-        return DatasetRef(
-            path=output["dataset_path"], snapshot_id=output["snapshot_id"], classes=tuple(output["classes"])
-        )
-
-    def to_output(self) -> dict[str, Any]:
-        """Return the plain values that `from_record` reads."""
-        return {
-            "dataset_path": self.path,
-            "snapshot_id": self.snapshot_id,
-            "classes": list(self.classes),
-        }
 
 
 def shard_stage(
@@ -97,10 +68,12 @@ def shard_stage(
 
 def pinned_stage(reference: DatasetRef) -> Stage:
     """A snapshot that exists already, as the input of a stage; its id is its content's hash."""
+    # One that lies outside of the root is read where its record says: elsewhere it is another input.
+    elsewhere = {"uri": reference.path} if "://" in reference.path else {}
     return Stage(
         name="snapshot",
         recipe_version=1,
-        identity={"snapshot_id": reference.snapshot_id},
+        identity={"snapshot_id": reference.snapshot_id, **elsewhere},
         run=lambda workspace: reference.to_output(),
     )
 
@@ -121,7 +94,7 @@ def train_stage(
 
     def run(workspace: Workspace) -> Mapping[str, Any]:
         reference = DatasetRef.from_record(workspace.inputs[0])
-        _warn_of_sorted_shards(root.sub(reference.path), reference.snapshot_id, announce)
+        _warn_of_sorted_shards(open_dataset(root, reference.path), reference.snapshot_id, announce)
         start = workspace.inputs[1].output["model_path"] if initial is not None else None
         run_ref = run_of(workspace)
         _log_mixture(phase, run_ref)
@@ -155,9 +128,11 @@ def train_stage(
             "classes": list(reference.classes),
         }
 
-    # The phase names its classes and cap, but the dataset's fingerprint holds what they select.
+    # The phase names its dataset, or classes and a cap, but the dataset's fingerprint holds what they select.
     # A mixture is known by its snapshots' ids, wherever they are.
-    phase_identity = replace(phase, classes=None, max_train_per_class=None, mixture=())
+    phase_identity = replace(
+        phase, dataset="", snapshot="HEAD", classes=None, max_train_per_class=None, mixture=()
+    )
     identity: dict[str, Any] = {
         "phase": phase_identity,
         "seed": recipe.seed,

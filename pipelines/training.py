@@ -32,6 +32,7 @@ from infra.transfer import download_folder, upload_folder
 from pipelines.augmented_sheet import augmented_sheet
 from pipelines.bad_samples import BadSamples
 from pipelines.config import PhaseConfig, Runtime
+from pipelines.dataset_ref import open_dataset
 from pipelines.mixture import open_mixture
 
 MODEL_FOLDER = "model"
@@ -67,7 +68,7 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
     """Train on one rank; every rank of the group calls it. Returns plain values."""
     root = open_store(plan.root_uri, max_wait_s=plan.runtime.max_store_wait_s)
     stage = root.sub(plan.stage_path)
-    dataset = root.sub(plan.dataset_path)
+    dataset = open_dataset(root, plan.dataset_path, max_wait_s=plan.runtime.max_store_wait_s)
     snapshot = load_snapshot(dataset, plan.snapshot_id)
     torch.manual_seed(hash_key(plan.seed))
     model, renewed = make_model(plan, root)

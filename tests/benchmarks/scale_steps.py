@@ -171,8 +171,8 @@ def exact_duplicates(num_images: int, folder: Path) -> Measured:
     meter, store = Meter(), FolderStore(root=folder)
     num_shards = max(2, num_images // SAMPLES_PER_SHARD)
     shards = [SplitShard(split="train", info=written_index(store, number)) for number in range(num_shards)]
-    removals = meter.measure("exact duplicates", lambda: find_duplicates(store, shards, leak_policy="error"))
-    assert len(removals) == (num_shards - 1) * (SAMPLES_PER_SHARD // 1000)
+    found = meter.measure("exact duplicates", lambda: find_duplicates(store, shards, leak_policy="error"))
+    assert len(found.removals) == (num_shards - 1) * (SAMPLES_PER_SHARD // 1000)
     return meter.steps
 
 
