@@ -110,9 +110,10 @@ def adopt_tars(
     """Index tars as shards of a new snapshot, after HEAD where there is one; None where that adds no sample.
 
     `classes` gives the names of numeric labels by place; None takes the labels as names. An image that the
-    dataset has already, or that comes twice, is left out of the index: it stays in the tar, and nothing
-    reads it. Raises `InputError` for a tar that cannot be adopted, a label that `classes` has not, a new
-    class without a train image, too many unusable samples, a leak (by policy). Nothing is committed then.
+    dataset has already, or that comes twice, is left out of the index, and one that looks like another where
+    the policy is to drop: it stays in the tar, and nothing reads it. Raises `InputError` for a tar that
+    cannot be adopted, a label that `classes` has not, a new class without a train image, too many unusable
+    samples, a leak (by policy). Nothing is committed then.
     """
     with building(dataset) as lease:
         scanned = scan_all(plans)
@@ -146,9 +147,9 @@ def _adopt_once(
     results = [_index(dataset, one, names, classes) for one in fresh]
     splits = parent.splits if parent else {}
     written = deduplicate(results, listing, dataset, known=splits, leak_policy=options.leak_policy)
+    written, near = settle_near_duplicates(written, listing, dataset, known=splits, config=options)
     if not any(written.shards.values()):
         return None
-    written, near = settle_near_duplicates(written, listing, dataset, known=splits, config=options)
     check_counts(named_counts(written.label_counts, classes), added, needs_eval=False)
     snapshot = describe_snapshot(parent, number, listing, classes, written, near, (), dataset)
     lease.check()

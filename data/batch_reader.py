@@ -102,6 +102,7 @@ class BatchReader:
         decoder_for: Callable[[RankBatch], DecodeRow],
     ) -> Generator[Batch]:
         """Yield the batches of `steps`. Closing the iterator, or an error, stops the threads."""
+        self._reader.start_epoch()
         # Not `with executor`: that would first finish all that is under way.
         executor = ThreadPoolExecutor(self._num_threads, "decode") if self._num_threads else None
         prefetch = Prefetch(self._reader) if executor else None

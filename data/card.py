@@ -51,7 +51,10 @@ def write_card(
         return dataset.get(card_path(snapshot)).decode()
     except ObjectNotFoundError:
         content = {"corpus": source.corpus, "config": source.config, "versions": source.versions}
-        dataset.put(_provenance_path(snapshot.id), json.dumps(content, indent=1, sort_keys=True).encode())
+        # Where it is there already, only the card was lost.
+        dataset.put_if_absent(
+            _provenance_path(snapshot.id), json.dumps(content, indent=1, sort_keys=True).encode()
+        )
         if snapshot.quarantine_path is not None:
             picture_quarantine(dataset, snapshot.quarantine_path, corpus=corpus, limits=limits)
         text = make_card(dataset, snapshot)

@@ -74,10 +74,9 @@ class ImageReadAhead:
                 and self._num_under_way < _NUM_THREADS
                 and self._held_bytes < self._max_held_bytes
             ):
+                # A mixture may use an image twice; the second use reads it itself.
                 place, _ = self._wanted.popitem(last=False)
-                if (
-                    place not in self._begun
-                ):  # A mixture may use an image twice; the second use reads it itself.
+                if place not in self._begun:
                     self._num_under_way += 1
                     self._begun[place] = self._executor.submit(self._read, place)
 

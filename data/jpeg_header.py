@@ -15,6 +15,8 @@ _COMMON_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _FRAME = struct.Struct(">BHHB")  # precision, height, width, number of components
 _ORIENTATION_TAG = 0x0112
+_SHORT, _LONG = 3, 4
+"""Types of a TIFF field."""
 _EXIF = b"Exif\0\0"
 _COMMON_MODES = {1: "L", 3: "RGB"}
 
@@ -35,7 +37,7 @@ class JpegHeader:
     """All components of a row stand together, so that decoding can end at any block row."""
     common_mode: str | None
     """`L` or `RGB` as Pillow calls them, for an 8-bit file that is sequential or progressive, with its size
-    and at most EXIF in front; None for whatever is rarer."""
+    and at most one plain piece of EXIF in front; None for whatever is rarer."""
 
 
 def read_jpeg_header(jpeg_bytes: bytes) -> JpegHeader | None:
@@ -47,7 +49,7 @@ def read_jpeg_header(jpeg_bytes: bytes) -> JpegHeader | None:
 
 
 def _walk(jpeg_bytes: bytes) -> JpegHeader | None:
-    orientation, frame, frame_marker, has_other_app1 = 1, None, 0, False
+    orientation, frame, frame_marker, is_odd = None, None, 0, False
     offset = 2
     while jpeg_bytes[offset] == _MARKER:
         marker = jpeg_bytes[offset + 1]
@@ -57,21 +59,22 @@ def _walk(jpeg_bytes: bytes) -> JpegHeader | None:
         if marker in _FRAMES:
             frame, frame_marker = offset + 4, marker
         elif marker == _APP1 and jpeg_bytes.startswith(_EXIF, offset + 4):
-            orientation = _orientation(jpeg_bytes, offset + 4 + len(_EXIF))
+            is_odd |= orientation is not None  # A second piece: large EXIF goes on there.
+            if orientation is None:
+                orientation, is_plain = _orientation(jpeg_bytes, offset + 4 + len(_EXIF))
+                is_odd |= not is_plain
         elif marker == _APP1:  # XMP, which may tell an orientation as well.
-            has_other_app1 = True
+            is_odd = True
         elif marker == _START_OF_SCAN:
             if frame is None:
                 return None
             bits, height, width, num_components = _FRAME.unpack_from(jpeg_bytes, frame)
             samplings = jpeg_bytes[frame + _FRAME.size + 1 : frame + _FRAME.size + 3 * num_components : 3]
-            is_common = (
-                frame_marker in _COMMON_FRAMES and bits == 8 and height * width > 0 and not has_other_app1
-            )
+            is_common = frame_marker in _COMMON_FRAMES and bits == 8 and height * width > 0 and not is_odd
             return JpegHeader(
                 height=height,
                 width=width,
-                orientation=orientation,
+                orientation=orientation or 1,
                 height_offset=frame + 1,
                 block_height=8 * max(sampling & 15 for sampling in samplings),
                 is_top_down=frame_marker in _SEQUENTIAL_FRAMES and jpeg_bytes[offset + 4] == num_components,
@@ -81,18 +84,23 @@ def _walk(jpeg_bytes: bytes) -> JpegHeader | None:
     return None
 
 
-def _orientation(jpeg_bytes: bytes, tiff: int) -> int:
-    """Read the orientation from the first directory of the TIFF file that starts at `tiff`."""
+def _orientation(jpeg_bytes: bytes, tiff: int) -> tuple[int, bool]:
+    """Read the orientation from the first directory of the TIFF file that starts at `tiff`.
+
+    Returns 1 where there is none or it makes no sense, and whether it is written as EXIF says, or not at all.
+    """
     order = {b"II": "<", b"MM": ">"}.get(jpeg_bytes[tiff : tiff + 2])
     if order is None:
-        return 1
+        return 1, False
     try:
         (first,) = struct.unpack_from(order + "I", jpeg_bytes, tiff + 4)
         (num_entries,) = struct.unpack_from(order + "H", jpeg_bytes, tiff + first)
         for number in range(num_entries):
-            entry = struct.unpack_from(order + "HHIH", jpeg_bytes, tiff + first + 2 + 12 * number)
-            if entry[0] == _ORIENTATION_TAG:
-                return entry[3] if 1 <= entry[3] <= 8 else 1
+            at = tiff + first + 2 + 12 * number
+            tag, kind, count = struct.unpack_from(order + "HHI", jpeg_bytes, at)
+            if tag == _ORIENTATION_TAG:
+                (value,) = struct.unpack_from(order + ("I" if kind == _LONG else "H"), jpeg_bytes, at + 8)
+                return value if 1 <= value <= 8 else 1, kind == _SHORT and count == 1
     except struct.error:  # The directory points out of the file.
-        return 1
-    return 1
+        return 1, False
+    return 1, True

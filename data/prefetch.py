@@ -17,6 +17,10 @@ class SampleReader(ShardOpener, Protocol):
         """Return one sample; for several threads at once."""
         ...
 
+    def start_epoch(self) -> None:
+        """Say that every sample is read once from now on."""
+        ...
+
     def is_streamed(self, shard: int) -> bool:
         """Say whether a shard's images are known to come from the store, one by one."""
         ...

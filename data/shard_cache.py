@@ -79,7 +79,7 @@ class ShardCache:
         cached = self._open_file(shard)
         if cached is not None:
             return cached
-        if shard.size_bytes > self._budget_bytes:
+        if not self.has_room_for(shard):
             self._warn_once(f"shard {shard.path} is larger than the budget of {self._budget_bytes} bytes")
             return None
         with self._lock(shard.sha256[:2], f"shard {shard.path}"):
@@ -88,17 +88,21 @@ class ShardCache:
                 cached = self._open_file(shard)
             return cached
 
+    def has_room_for(self, shard: ShardInfo) -> bool:
+        """Say whether the budget is large enough for a shard; the disk may still be full."""
+        return shard.size_bytes <= self._budget_bytes
+
     def discard(self, shard: ShardInfo) -> None:
         """Remove a shard whose file turned out to be damaged."""
         self._file(shard).unlink(missing_ok=True)
 
     def warn_of_thrashing(self, shard: ShardInfo) -> None:
-        """Say once that a shard is fetched again although it was evicted only lately."""
+        """Say once that a shard is fetched again in the same epoch."""
         if not self._has_warned_of_thrashing:
             self._has_warned_of_thrashing = True
             _log.warning(
-                "the cache %s of %d bytes is smaller than the shards in use: %s was evicted and is needed "
-                "again soon; give it more (cache_size_bytes), or lower shuffle_window",
+                "the cache %s of %d bytes is smaller than the shards in use: %s was evicted and is fetched "
+                "again; give it more (cache_size_bytes), or lower shuffle_window",
                 self._folder, self._budget_bytes, shard.path,
             )  # fmt: skip
 

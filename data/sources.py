@@ -119,6 +119,11 @@ class MixedReader:
         source, local_shard = self._locate(shard)
         return self._readers[source].is_streamed(local_shard)
 
+    def start_epoch(self) -> None:
+        """Say that an epoch begins, see `ShardReader.start_epoch`."""
+        for reader in self._readers:
+            reader.start_epoch()
+
     def _locate(self, shard: int) -> tuple[int, int]:
         """Return the source, and the shard's number in it."""
         source = int(np.searchsorted(self._first_shards, shard, side="right")) - 1

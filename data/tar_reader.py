@@ -90,9 +90,12 @@ class ShardReader:
         self._indexes: OrderedDict[int, _ShardIndex] = OrderedDict()
         self._num_index_rows = 0
         self._open: OrderedDict[int, CachedShard | None] = OrderedDict()
-        self._num_opened = 0
-        self._evicted: dict[int, int] = {}
-        """Shards that the cache has let go of -> `_num_opened` at that time."""
+        self._used: set[int] = set()
+        """Shards asked for in this epoch."""
+        self._evicted: set[int] = set()
+        """Those of them that the cache has let go of since."""
+        self._loading: dict[int, threading.Lock] = {}
+        """Held while a shard's index is fetched."""
         self._lock = threading.Lock()
 
     def read(self, shard: int, row: int) -> StoredImage:
@@ -160,10 +163,16 @@ class ShardReader:
 
     def is_streamed(self, shard: int) -> bool:
         """Say whether a shard's images are known to come from the store, one by one."""
-        if self._cache is None:
+        if self._cache is None or not self._cache.has_room_for(self._shards[shard]):
             return True
         with self._lock:
             return shard in self._open and self._open[shard] is None
+
+    def start_epoch(self) -> None:
+        """Say that every sample is read once from now on: a shard that must be fetched twice is told."""
+        with self._lock:
+            self._used.clear()
+            self._evicted.clear()
 
     def _fetch_whole(self, path: str, fetch: Callable[[], T]) -> T:
         """Fetch an object as a whole; where it is gone or damaged, fail at once from then on."""
@@ -213,41 +222,49 @@ class ShardReader:
         if cache is None:
             return None
         with self._lock:
+            self._used.add(shard)
             if shard in self._open:
                 self._open.move_to_end(shard)
                 return self._open[shard]
         # Not under the lock: other threads go on reading while this one fetches.
         file = self._fetch_whole(info.path, lambda: cache.open(self._store, info))
         with self._lock:
-            self._num_opened += 1
-            is_thrashing = self._num_opened - self._evicted.pop(shard, -_MAX_OPEN_SHARDS) < _MAX_OPEN_SHARDS
+            is_back = shard in self._evicted
             self._open[shard] = file
             for other, opened in list(self._open.items()):
                 is_evicted = opened is not None and opened.is_evicted
-                if is_evicted:
-                    self._evicted[other] = self._num_opened
+                if is_evicted and other in self._used:
+                    self._evicted.add(other)
                 if is_evicted or len(self._open) > _MAX_OPEN_SHARDS:
                     del self._open[other]
-        if is_thrashing:
+        if is_back:
             cache.warn_of_thrashing(info)
         return file
 
     def _index(self, shard: int) -> _ShardIndex:
+        if (known := self._known_index(shard)) is not None:
+            return known
+        with self._lock:
+            loading = self._loading.setdefault(shard, threading.Lock())
+        with loading:  # Images read ahead ask for it all at once; one fetches it.
+            if (known := self._known_index(shard)) is not None:
+                return known
+            info = self._shards[shard]
+            loaded = self._fetch_whole(info.index_path, lambda: self._load_index(info))
+            with self._lock:
+                self._indexes[shard] = loaded
+                self._num_index_rows += len(loaded.offsets)
+                while self._num_index_rows > _MAX_INDEX_ROWS and len(self._indexes) > 1:
+                    _, oldest = self._indexes.popitem(last=False)
+                    self._num_index_rows -= len(oldest.offsets)
+            return loaded
+
+    def _known_index(self, shard: int) -> _ShardIndex | None:
         with self._lock:
             known = self._indexes.get(shard)
             if known is not None:
                 self._indexes.move_to_end(shard)
-                return known
-        info = self._shards[shard]
-        loaded = self._fetch_whole(info.index_path, lambda: self._load_index(info))
-        with self._lock:
-            if shard not in self._indexes:
-                self._indexes[shard] = loaded
-                self._num_index_rows += len(loaded.offsets)
-            while self._num_index_rows > _MAX_INDEX_ROWS and len(self._indexes) > 1:
-                _, oldest = self._indexes.popitem(last=False)
-                self._num_index_rows -= len(oldest.offsets)
-        return loaded
+            return known
 
     def _load_index(self, info: ShardInfo) -> _ShardIndex:
         table = read_index(self._store, info).combine_chunks()

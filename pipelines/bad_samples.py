@@ -18,7 +18,7 @@ ARTIFACT = "bad_samples.json"
 class BadSamples:
     """Adds up what the ranks' loaders met in a stage, also before it was stopped and resumed.
 
-    What an epoch met before a kill, and did not report, is met again in the next one.
+    What an epoch met before a kill, and did not report, is met again in the next one if there is one.
     """
 
     def __init__(
@@ -41,8 +41,6 @@ class BadSamples:
         """Count and list them; every rank calls it. Raises `TooManyBadSamplesError`, on all ranks alike."""
         known = self.reasons
         self.reasons = {**known, **self._gather()}
-        if self._worker.rank == 0 and self.reasons != known:
-            self._stage.put(ARTIFACT, json.dumps(self.reasons).encode())
         if self._tracker is not None:
             self._tracker.log_metrics(num_steps, {METRIC: float(len(self.reasons))})
             if self.reasons:
@@ -53,6 +51,9 @@ class BadSamples:
                 f"{len(self.reasons)} samples of all ranks cannot be decoded, runtime.max_bad_samples allows "
                 f"{self._max_allowed}; one is {key!r} ({reason}): build the dataset again or allow more"
             )
+        # Only now: once a lost shard is back, a resumed run must not fail for what it had counted.
+        if self._worker.rank == 0 and self.reasons != known:
+            self._stage.put(ARTIFACT, json.dumps(self.reasons).encode())
 
     def _gather(self) -> dict[str, str]:
         own = dict(self._own)

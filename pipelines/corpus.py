@@ -89,8 +89,8 @@ def open_corpus(uri: str, corpus_format: CorpusFormat, options: CorpusOptions, p
     if not infos:
         chosen = f" that matches {', '.join(options.files)}" if options.files else ""
         raise InputError(
-            f"no .{extension} file{chosen} in {uri} for the format {corpus_format}: correct --corpus, "
-            "corpus_format or corpus_options.files"
+            f"no .{extension} file{chosen} in {uri} for the format {corpus_format}: correct the "
+            "address, the format or the option files"
         )
     return _open_files(store, infos, corpus_format, options, place)
 

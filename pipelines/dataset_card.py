@@ -1,7 +1,7 @@
 """Write a snapshot's card beside it, and log it to MLflow where there is one."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import PIL
@@ -89,4 +89,5 @@ def publish_missing_card(tracking_uri: str | None, dataset: Store, source: CardS
     """Write HEAD's card where there is none: whoever committed it was stopped before that."""
     head = load_snapshot(dataset, "HEAD")
     if not dataset.exists(card_path(head)):
-        publish_card_in_own_run(tracking_uri, dataset, head, source)
+        told_later = replace(source, uri=f"{source.uri} (so says a later command)")
+        publish_card_in_own_run(tracking_uri, dataset, head, told_later)

@@ -45,7 +45,8 @@ class RetrainConfig(MainJobKeys):
     incoming: str = ""
     """Where new images arrive, local or s3://: class folders, or what else `shard.py append` reads."""
     incoming_format: CorpusFormat = "auto"
-    """By default what is there: a file's extension and columns, or a folder's first files."""
+    """By default what is there: a file's extension and columns, or a folder's first files. An empty folder is
+    nothing new then; with a format, it is an error."""
     incoming_options: CorpusOptions = field(default_factory=CorpusOptions)
     once: bool = False
     """Look once and end; required, as nothing else is offered yet."""
@@ -179,7 +180,7 @@ def _check_evaluable(snapshot: Snapshot) -> None:
 
 def _hint_if_empty(incoming: Store) -> str:
     # An object store cannot tell an empty prefix from a misspelt one.
-    return "" if any(True for _ in incoming.list()) else ": it is empty, or the name is wrong"
+    return "" if any(True for _ in incoming.scan()) else ": it is empty, or the name is wrong"
 
 
 def _describe(parent: Snapshot, appended: Snapshot) -> str:

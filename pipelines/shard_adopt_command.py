@@ -96,6 +96,7 @@ def adopt(config: AdoptConfig) -> Outcome:
         "adopted": True,
         "quarantine": snapshot.quarantine_path,
         "card": card_path(snapshot),
+        "near_duplicates": dict(snapshot.stats["near_duplicates"]),
         "neighbours_same_class": round(runs.share, 4),
         "if_shuffled": round(runs.expected_share, 4),
     }

@@ -56,6 +56,6 @@ class CorpusOptions:
         for field in fields(self):
             if getattr(self, field.name) != field.default and corpus_format not in _USED_BY[field.name]:
                 raise InputError(
-                    f"corpus_options.{field.name} is for the format {' or '.join(_USED_BY[field.name])}; the "
-                    f"corpus is read as {corpus_format}: leave it out, or correct corpus_format"
+                    f"the option {field.name} is for the format {' or '.join(_USED_BY[field.name])}; the "
+                    f"corpus is read as {corpus_format}: leave it out, or correct the format"
                 )

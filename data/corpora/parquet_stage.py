@@ -27,7 +27,7 @@ from data.tar_write import TarWriter
 from data.temporary_folder import temporary_folder
 
 # Raise it when the tar or the listing written for the same file changes.
-_STAGE_VERSION = 1
+_STAGE_VERSION = 2
 _BATCH_ROWS = 8192
 _EXTENSIONS = {
     b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp",

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from data import mixup as mixup_module
 from data.mixup import MIX_DRAWS, MixDraw, draw_mix, mix
 from data.randomness import uniforms
 
@@ -76,3 +77,18 @@ def test_weight_zero_never_mixes(mixup: float, cutmix: float) -> None:
 
 
 FROZEN_LAMBDAS = [0.8654423417296303, 0.2507311609799221]
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.8, 1.0)])
+def test_pieces_are_mixed_as_the_whole_batch(
+    mixup: float, cutmix: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At this size a CPU works on two images at a time."""
+    drawn = draw(4, 4, mixup, cutmix, side=200)
+    images = torch.rand(16, 3, 200, 200, generator=torch.Generator().manual_seed(0))
+    weights = torch.ones(16)
+    weights[3] = 0.0
+    mixed, _ = mix(images, torch.eye(16), weights, drawn)
+    assert mixed.is_contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(mixup_module, "rows_per_call", len)
+    assert torch.equal(mixed, mix(images, torch.eye(16), weights, drawn)[0])

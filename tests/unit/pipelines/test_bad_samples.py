@@ -42,6 +42,16 @@ def test_later_ones_are_counted_too(tmp_path: Path) -> None:
         samples.report(2)
 
 
+def test_what_was_too_much_may_be_mended(tmp_path: Path) -> None:
+    """A shard that was gone and is restored: the run could only go on with a higher limit."""
+    stage = FolderStore(root=tmp_path)
+    with pytest.raises(TooManyBadSamplesError):
+        BadSamples(LocalWorker(), {"a": "gone", "b": "gone"}, None, 1, stage=stage).report(3)
+    mended = BadSamples(LocalWorker(), {}, None, 1, stage=stage)
+    mended.report(3)
+    assert mended.reasons == {}
+
+
 def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
     """The count began again at 0, so that a run which was stopped often never reached its limit."""
     stage = FolderStore(root=tmp_path)

@@ -131,7 +131,7 @@ def test_staged_images_come_and_go(tmp_path: Path) -> None:
         ("tars", "parquet", {}, "no .parquet file in .* for the format parquet"),
         ("tars", "imagenet", {}, "no .tar file in .* for the format imagenet"),
         ("tars", "auto", {"files": ("*.tgz",)}, r"no .tar file that matches \*.tgz in"),
-        ("tars", "auto", {"root": "x"}, "corpus_options.root is for the format manifest; .* as webdataset"),
+        ("tars", "auto", {"root": "x"}, "the option root is for the format manifest; .* as webdataset"),
         ("tars", "auto", {"classes_file": "/absent/x.txt"}, "folder /absent does not exist"),
         ("tars", "auto", {"label": "txt"}, "label is 'txt'"),
     ],
