@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from data.level_tables import NUM_LEVELS, apply_tables, as_indices, histograms, look_up
+from data.level_tables import NUM_LEVELS, apply_tables, histograms
 
 FILL = 128
 """What a geometric operation leaves behind (timm's `_FILL`, TensorFlow's `replace_value`)."""
@@ -38,8 +38,7 @@ def auto_contrast(images_RCHW: Tensor) -> Tensor:
 
 def equalize(images_RCHW: Tensor) -> Tensor:
     """Flatten each channel's histogram (`ImageOps.equalize`)."""
-    indices = as_indices(images_RCHW)
-    counts_RCL = histograms(indices).view(*images_RCHW.shape[:2], NUM_LEVELS)
+    counts_RCL = histograms(images_RCHW)
     levels_L = torch.arange(NUM_LEVELS, device=images_RCHW.device)
     highest = (levels_L * (counts_RCL > 0)).amax(2, keepdim=True)
     num_pixels = images_RCHW.shape[2] * images_RCHW.shape[3]
@@ -47,7 +46,7 @@ def equalize(images_RCHW: Tensor) -> Tensor:
     below_RCL = counts_RCL.cumsum(2) - counts_RCL
     flattened_RCL = ((step // 2 + below_RCL) // step.clamp(min=1)).clamp_(max=255)
     tables_RCL = torch.where(step == 0, levels_L, flattened_RCL)
-    return look_up(tables_RCL.to(torch.uint8).view(-1, NUM_LEVELS), indices).view_as(images_RCHW)
+    return apply_tables(images_RCHW, tables_RCL.to(torch.uint8))
 
 
 def invert(images_RCHW: Tensor) -> Tensor:

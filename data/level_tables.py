@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 NUM_LEVELS = 256
+_MIN_TRANSLATED_PIXELS = 4096
+"""Of a channel; for fewer the calls cost more than they save."""
 
 Table = NDArray[np.uint8]
 _levels = np.arange(NUM_LEVELS)
@@ -32,22 +34,32 @@ def brightness(factors_R: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 def apply_tables(images_RCHW: Tensor, tables_RTL: Tensor) -> Tensor:
     """Look every level up: uint8 images, tables uint8 [R, T, 256] with T of 1 or C. The result is new."""
+    num_pixels = images_RCHW.shape[2] * images_RCHW.shape[3]
+    if images_RCHW.device.type == "cpu" and num_pixels >= _MIN_TRANSLATED_PIXELS:
+        return _translate(images_RCHW, tables_RTL)
     tables = tables_RTL.expand(*images_RCHW.shape[:2], NUM_LEVELS).reshape(-1, NUM_LEVELS)
-    return look_up(tables, as_indices(images_RCHW)).view_as(images_RCHW)
+    return tables.gather(1, _as_indices(images_RCHW)).view_as(images_RCHW)
 
 
-def as_indices(images_RCHW: Tensor) -> Tensor:
-    """Return the levels as int64 [R * C, H * W], which torch's look-ups ask for."""
-    return images_RCHW.view(images_RCHW.shape[0] * images_RCHW.shape[1], -1).long()
+def _translate(images_RCHW: Tensor, tables_RTL: Tensor) -> Tensor:
+    """Look up by `bytes.translate`: half the time of a gather, which needs its indices as int64."""
+    translated_RCHW = torch.empty_like(images_RCHW)
+    num_tables = tables_RTL.shape[0] * tables_RTL.shape[1]
+    sources, targets = (images.view(num_tables, -1).numpy() for images in (images_RCHW, translated_RCHW))
+    for number, table in enumerate(tables_RTL.reshape(num_tables, NUM_LEVELS).numpy()):
+        translated = sources[number].tobytes().translate(table.tobytes())
+        targets[number] = np.frombuffer(translated, dtype=np.uint8)
+    return translated_RCHW
 
 
-def look_up(tables: Tensor, indices: Tensor) -> Tensor:
-    """Return uint8 [R * C, H * W] from tables [R * C, 256]."""
-    return tables.gather(1, indices)
-
-
-def histograms(indices: Tensor) -> Tensor:
-    """Count each channel's levels: int64 [R * C, 256], exact whatever the order of counting."""
+def histograms(images_RCHW: Tensor) -> Tensor:
+    """Count each channel's levels: int64 [R, C, 256], exact whatever the order of counting."""
+    indices = _as_indices(images_RCHW)
     counts = torch.zeros(len(indices), NUM_LEVELS, dtype=torch.int32, device=indices.device)
     ones = torch.ones((), dtype=torch.int32, device=indices.device).expand_as(indices)
-    return counts.scatter_add_(1, indices, ones).long()
+    return counts.scatter_add_(1, indices, ones).long().view(*images_RCHW.shape[:2], NUM_LEVELS)
+
+
+def _as_indices(images_RCHW: Tensor) -> Tensor:
+    """Return the levels as int64 [R * C, H * W], which torch's look-ups ask for."""
+    return images_RCHW.view(images_RCHW.shape[0] * images_RCHW.shape[1], -1).long()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.corpora.detect import detect_format
 from data.corpora.imagenet import GROUND_TRUTH_NAME, ImageNetReader, is_imagenet_file, parse_ground_truth
+from data.corpora.imagenet_meta import META_NAME, parse_meta
 from data.corpora.labels import parse_class_list
 from data.corpora.manifest import ManifestReader
 from data.corpora.manifest_table import DELIMITERS, ManifestColumns
@@ -112,17 +113,18 @@ def _open_files(
     store: Store, infos: Sequence[ObjectInfo], corpus_format: CorpusFormat, options: CorpusOptions,
     place: CorpusPlace,
 ) -> Corpus:  # fmt: skip
-    files, class_names = tuple(infos), _class_names(options)
+    files = tuple(infos)
+    if corpus_format == "imagenet":
+        truth = _ground_truth(store, options)
+        imagenet = ImageNetReader(store=store, tars=files, run=place.run, ground_truth=truth)
+        return Corpus(uri=store.uri, origin=store, images=store, source=imagenet)
+    class_names = _class_names(options)
     if corpus_format == "webdataset":
         labels = SampleLabels(source=options.label, class_names=class_names)
         tars = WebDatasetReader(
             store=store, tars=files, run=place.run, labels=labels, image_extension=options.image_extension
         )
         return Corpus(uri=store.uri, origin=store, images=store, source=tars)
-    if corpus_format == "imagenet":
-        truth = _ground_truth(store, options, class_names)
-        imagenet = ImageNetReader(store=store, tars=files, run=place.run, ground_truth=truth)
-        return Corpus(uri=store.uri, origin=store, images=store, source=imagenet)
     columns = ImageColumns(image=options.image_column, label=options.label_column, class_names=class_names)
     if not place.is_dry_run:
         check_store(place.staging)
@@ -192,20 +194,36 @@ def _class_names(options: CorpusOptions) -> tuple[str, ...]:
     return parse_class_list(_read_text(options.classes_file), options.classes_file)
 
 
-def _ground_truth(store: Store, options: CorpusOptions, synsets: Sequence[str]) -> tuple[str, ...] | None:
+def _ground_truth(store: Store, options: CorpusOptions) -> tuple[str, ...] | None:
     name = options.ground_truth_file
     if name:
-        return parse_ground_truth(_read_text(name), name, synsets)
+        return parse_ground_truth(_read_text(name), name, _synsets(store, options))
     if not store.exists(GROUND_TRUTH_NAME):
         return None
-    return parse_ground_truth(store.get(GROUND_TRUTH_NAME).decode(), GROUND_TRUTH_NAME, synsets)
+    text = store.get(GROUND_TRUTH_NAME).decode()
+    return parse_ground_truth(text, GROUND_TRUTH_NAME, _synsets(store, options))
+
+
+def _synsets(store: Store, options: CorpusOptions) -> tuple[str, ...]:
+    """Return the synset ids in the order of ILSVRC's class numbers; none where no file tells."""
+    name = options.classes_file
+    if name.endswith(".mat"):
+        return parse_meta(_read(name), name)
+    if name:
+        return parse_class_list(_read_text(name), name)
+    return parse_meta(store.get(META_NAME), META_NAME) if store.exists(META_NAME) else ()
+
+
+def _read(uri: str) -> bytes:
+    store, name = _folder_of(uri)
+    try:
+        return store.get(name)
+    except ObjectNotFoundError:
+        raise InputError(f"{uri} does not exist: correct the name") from None
 
 
 def _read_text(uri: str) -> str:
-    store, name = _folder_of(uri)
     try:
-        return store.get(name).decode()
-    except ObjectNotFoundError:
-        raise InputError(f"{uri} does not exist: correct the name") from None
+        return _read(uri).decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{uri} is not UTF-8 text: {error}") from None

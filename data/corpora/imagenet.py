@@ -44,8 +44,8 @@ def parse_ground_truth(text: str, name: str, synsets: Sequence[str]) -> tuple[st
         return tuple(lines)
     if not synsets:
         raise InputError(
-            f"{name} has class numbers ({lines[0]!r}): give classes_file, with one synset id a line in the "
-            "order of the development kit's meta.mat"
+            f"{name} has class numbers ({lines[0]!r}): put the development kit's meta.mat beside it, or give "
+            "classes_file, that file or one with a synset id a line in its order"
         )
     if len(synsets) > 2 and list(synsets) == sorted(synsets):
         raise InputError(

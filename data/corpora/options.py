@@ -47,7 +47,7 @@ class CorpusOptions:
     """webdataset: which member is the image, where samples have several."""
     classes_file: str = ""
     """A text file with one class name a line, a path or s3://, for labels that are numbers from 0; for
-    imagenet the synset ids in the order of the development kit, whose numbers begin with 1."""
+    imagenet the development kit's meta.mat, by default beside the tars, or the synset ids in its order."""
     ground_truth_file: str = ""
     """imagenet: the labels of the validation images, one a line; by default beside their tar."""
 

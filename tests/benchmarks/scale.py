@@ -46,7 +46,7 @@ def plot_scale(path: Path, curves: Mapping[str, Sequence[Point]], *, until_image
             panel.set(xscale="log", yscale="log", xlabel="images", title=title)
             panel.axvline(until_images, color="grey", linestyle=":", label="3 billion (JFT-3B)")
             panel.grid(visible=True, which="major", alpha=0.3)
-        left.axhline(60, color="black", linewidth=0.8)
+        left.axhline(60, color="black", linewidth=0.8, label="the bar: 60 s, 1 GB")
         right.axhline(1000, color="black", linewidth=0.8)
         left.legend(fontsize="small")
         figure.savefig(path, dpi=110, metadata={"Software": None})

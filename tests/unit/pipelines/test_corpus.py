@@ -18,6 +18,7 @@ from infra.folder_store import FolderStore
 from pipelines.corpus import Corpus, CorpusPlace, open_corpus
 from tests.corpus_listing import content_of, listed
 from tests.image_samples import fill, png
+from tests.imagenet_meta import meta
 from tests.tar_samples import tar_bytes
 
 SAMPLE = tar_bytes({"1.jpg": b"x", "1.cls": b"0"})
@@ -106,6 +107,11 @@ def test_imagenet_with_its_ground_truth(tmp_path: Path) -> None:
     given = opened(tmp_path, "c", ground_truth_file=str(tmp_path / "truth.txt"))
     assert rows_of(beside) == rows_of(given)
     assert [row["split"] for row in rows_of(given)] == ["train", "eval"]
+    fill(tmp_path / "c", {"meta.mat": meta([(1, "n02085620", 0), (2, "n01440764", 0)])})
+    assert rows_of(opened(tmp_path, "c")) == rows_of(given)
+    fill(tmp_path, {"kit.mat": meta([(2, "n02085620", 0), (1, "n01440764", 0)])})
+    other = opened(tmp_path, "c", classes_file=str(tmp_path / "kit.mat"))
+    assert [row["labels"] for row in rows_of(other)] == [["n01440764"], ["n02085620"]]
 
 
 def test_staged_images_come_and_go(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_ground_truth() -> None:
     assert parse_ground_truth(f"{DOG}\n{FISH}\n", "truth.txt", ()) == (DOG, FISH)
     assert parse_ground_truth("2\n1\n2\n", "truth.txt", (DOG, FISH)) == (FISH, DOG, FISH)
     for text, synsets, message in (
-        ("490\n361", (), "truth.txt has class numbers .* give classes_file"),
+        ("490\n361", (), "truth.txt has class numbers .*meta.mat beside it, or give classes_file"),
         ("1\n0", (DOG, FISH), "line 2 of truth.txt is '0': .* class number of 1 to 2"),
         ("1\n3", (DOG, FISH), "line 2 of truth.txt is '3'"),
         (f"{DOG}\ncat", (DOG, FISH), "line 1 of truth.txt is 'n02085620'"),
