@@ -48,8 +48,8 @@ class _Share:
 
     labels: list[int]
     names: list[str]
-    bad_rows: list[tuple[int, str]]
-    """Row of the batch, why."""
+    bad_rows: list[tuple[int, str, bool]]
+    """Row of the batch, why, and whether its shard is lost."""
     stats: LoaderStats
 
 
@@ -87,6 +87,8 @@ class BatchReader:
         self._max_bad_samples = max_bad_samples
         self.bad_samples: dict[str, str] = {}
         """Key -> why it cannot be decoded."""
+        self.lost_samples: set[str] = set()
+        """Those of them whose shard is gone or damaged, and may come back."""
         self._stats = LoaderStats()
 
     def take_stats(self) -> LoaderStats:
@@ -189,8 +191,10 @@ class BatchReader:
         labels_B[: len(names)] = torch.tensor(
             [x for share in shares for x in share.labels], dtype=torch.int64
         )
-        for row, reason in (bad for share in shares for bad in share.bad_rows):
+        for row, reason, is_lost in (bad for share in shares for bad in share.bad_rows):
             weights_B[row] = 0.0
+            if is_lost:
+                self.lost_samples.add(names[row])
             self._note_bad(names[row], reason)
         _fill_padding(pending.images_BHWC, len(names))
         return Batch(
@@ -218,7 +222,7 @@ def _read_share(
     """Read and decode some rows of a batch. An image that is none becomes black."""
     labels: list[int] = []
     names: list[str] = []
-    bad_rows: list[tuple[int, str]] = []
+    bad_rows: list[tuple[int, str, bool]] = []
     stats = LoaderStats(num_images=len(share))
     shards, shard_rows = rows.shard_B.tolist(), rows.row_B.tolist()
     for row in share:
@@ -231,7 +235,7 @@ def _read_share(
             decode(stored.image_bytes, row, pixels_BHWC[row])
         except BadSampleError as error:
             pixels_BHWC[row] = 0
-            bad_rows.append((row, str(error)))
+            bad_rows.append((row, str(error), bool(stored.problem)))
         labels.append(stored.label)
         names.append(stored.name)
         stats.fetch_s += fetched_s - started_s

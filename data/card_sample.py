@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from data.arrow import Table
 from data.image_check import quiet_pillow
 from data.shard_index import read_index
@@ -68,7 +70,7 @@ def sample_snapshot(dataset: Store, splits: dict[str, Sequence[ShardInfo]]) -> C
 
 def _few_rows(index: Table, num_rows: int) -> Table:
     """Return the first rows, of the columns that a card shows; a slice would keep all in memory."""
-    return index.select(_COLUMNS).take(list(range(min(num_rows, index.num_rows))))
+    return index.select(_COLUMNS).take(np.arange(min(num_rows, index.num_rows)))
 
 
 def images_of_classes(sample: CardSample, labels: Iterable[int], each: int) -> dict[int, list[SampledImage]]:

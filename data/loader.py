@@ -5,7 +5,7 @@
 Shape letters: B batch, D draws per sample, H and W pixels, C channels (RGB).
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Set
 
 from data.batch_reader import BatchReader, DecodeRow, Pixels, TooManyBadSamplesError
 from data.crop import DecodeConfig, draw_crops
@@ -80,6 +80,11 @@ class TrainLoader:
     def bad_samples(self) -> Mapping[str, str]:
         """The samples that could not be decoded so far, on this rank: key -> why."""
         return self._batch_reader.bad_samples
+
+    @property
+    def lost_samples(self) -> Set[str]:
+        """Those of them whose shard is gone or damaged, and may come back."""
+        return self._batch_reader.lost_samples
 
     def take_stats(self) -> LoaderStats:
         """Return what was counted since the last call; call it between batches."""

@@ -18,7 +18,7 @@ class SampleReader(ShardOpener, Protocol):
         ...
 
     def start_epoch(self) -> None:
-        """Say that every sample is read once from now on."""
+        """Say that an epoch begins."""
         ...
 
     def is_streamed(self, shard: int) -> bool:

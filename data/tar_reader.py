@@ -8,6 +8,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from data.errors import InputError
 from data.shard_cache import CachedShard, ShardCache
 from data.shard_index import read_index
-from data.store import CorruptShardError, ObjectNotFoundError, ObjectTooShortError, Store
+from data.store import CorruptShardError, ObjectNotFoundError, ObjectTooShortError, Store, StoreError
 from data.types import ShardInfo
 
 __all__ = ["CorruptShardError", "MissingShards", "ShardCache", "ShardReader", "StoredImage"]
@@ -94,8 +95,8 @@ class ShardReader:
         """Shards asked for in this epoch."""
         self._evicted: set[int] = set()
         """Those of them that the cache has let go of since."""
-        self._loading: dict[int, threading.Lock] = {}
-        """Held while a shard's index is fetched."""
+        self._loading: dict[int, Future[_ShardIndex]] = {}
+        """Indexes on their way."""
         self._lock = threading.Lock()
 
     def read(self, shard: int, row: int) -> StoredImage:
@@ -169,7 +170,7 @@ class ShardReader:
             return shard in self._open and self._open[shard] is None
 
     def start_epoch(self) -> None:
-        """Say that every sample is read once from now on: a shard that must be fetched twice is told."""
+        """Say that an epoch begins: a shard that is evicted and needed again before the next one is told."""
         with self._lock:
             self._used.clear()
             self._evicted.clear()
@@ -242,29 +243,33 @@ class ShardReader:
         return file
 
     def _index(self, shard: int) -> _ShardIndex:
-        if (known := self._known_index(shard)) is not None:
-            return known
-        with self._lock:
-            loading = self._loading.setdefault(shard, threading.Lock())
-        with loading:  # Images read ahead ask for it all at once; one fetches it.
-            if (known := self._known_index(shard)) is not None:
-                return known
-            info = self._shards[shard]
-            loaded = self._fetch_whole(info.index_path, lambda: self._load_index(info))
-            with self._lock:
-                self._indexes[shard] = loaded
-                self._num_index_rows += len(loaded.offsets)
-                while self._num_index_rows > _MAX_INDEX_ROWS and len(self._indexes) > 1:
-                    _, oldest = self._indexes.popitem(last=False)
-                    self._num_index_rows -= len(oldest.offsets)
-            return loaded
-
-    def _known_index(self, shard: int) -> _ShardIndex | None:
+        """Return a shard's index. Many threads ask at once for a new one: one fetches it, the others wait."""
         with self._lock:
             known = self._indexes.get(shard)
             if known is not None:
                 self._indexes.move_to_end(shard)
-            return known
+                return known
+            under_way = self._loading.get(shard)
+            loading = under_way or self._loading.setdefault(shard, Future())
+        if under_way is not None:
+            return _result_of(under_way)
+        info = self._shards[shard]
+        try:
+            loaded = self._fetch_whole(info.index_path, lambda: self._load_index(info))
+        except BaseException as error:
+            with self._lock:
+                del self._loading[shard]
+            loading.set_exception(error)
+            raise
+        with self._lock:
+            del self._loading[shard]
+            self._indexes[shard] = loaded
+            self._num_index_rows += len(loaded.offsets)
+            while self._num_index_rows > _MAX_INDEX_ROWS and len(self._indexes) > 1:
+                _, oldest = self._indexes.popitem(last=False)
+                self._num_index_rows -= len(oldest.offsets)
+        loading.set_result(loaded)
+        return loaded
 
     def _load_index(self, info: ShardInfo) -> _ShardIndex:
         table = read_index(self._store, info).combine_chunks()
@@ -285,3 +290,10 @@ class ShardReader:
             labels=labels.flatten().to_numpy(zero_copy_only=False).astype(np.int64),
             names=table.column("name").combine_chunks(),
         )
+
+
+def _result_of(under_way: Future[_ShardIndex]) -> _ShardIndex:
+    try:
+        return under_way.result()
+    except (StoreError, InputError) as error:
+        raise type(error)(str(error)) from None  # A new one: several threads must not share a traceback.

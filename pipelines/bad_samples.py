@@ -1,8 +1,8 @@
 """Samples that training could not decode, of all ranks: counted in MLflow, listed, fatal past a budget."""
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Set
+from typing import Any, Protocol
 
 from torch import distributed
 
@@ -15,6 +15,20 @@ METRIC = "data/bad_samples"
 ARTIFACT = "bad_samples.json"
 
 
+class BadSource(Protocol):
+    """`data.loader.TrainLoader` is one; what it tells grows."""
+
+    @property
+    def bad_samples(self) -> Mapping[str, str]:
+        """Key -> why it cannot be decoded."""
+        ...
+
+    @property
+    def lost_samples(self) -> Set[str]:
+        """Those of them whose shard is gone or damaged, and may come back."""
+        ...
+
+
 class BadSamples:
     """Adds up what the ranks' loaders met in a stage, also before it was stopped and resumed.
 
@@ -22,16 +36,10 @@ class BadSamples:
     """
 
     def __init__(
-        self,
-        worker: Worker,
-        own: Mapping[str, str],
-        tracker: Tracker | None,
-        max_allowed: int,
-        *,
-        stage: Store,
+        self, worker: Worker, source: BadSource, tracker: Tracker | None, max_allowed: int, *, stage: Store
     ) -> None:
-        """`own` is the loader's mapping of key -> why, which grows. The stage's folder keeps the count."""
-        self._worker, self._own, self._tracker = worker, own, tracker
+        """`source` is this rank's. The stage's folder keeps the count."""
+        self._worker, self._source, self._tracker = worker, source, tracker
         self._max_allowed = max_allowed
         self._stage = stage
         self.reasons: Mapping[str, str] = _load(stage)
@@ -39,8 +47,10 @@ class BadSamples:
 
     def report(self, num_steps: int) -> None:
         """Count and list them; every rank calls it. Raises `TooManyBadSamplesError`, on all ranks alike."""
-        known = self.reasons
-        self.reasons = {**known, **self._gather()}
+        found, lost = self._gather()
+        self.reasons = {**self.reasons, **found}
+        if self._worker.rank == 0:
+            self._keep({key: reason for key, reason in self.reasons.items() if key not in lost})
         if self._tracker is not None:
             self._tracker.log_metrics(num_steps, {METRIC: float(len(self.reasons))})
             if self.reasons:
@@ -51,17 +61,20 @@ class BadSamples:
                 f"{len(self.reasons)} samples of all ranks cannot be decoded, runtime.max_bad_samples allows "
                 f"{self._max_allowed}; one is {key!r} ({reason}): build the dataset again or allow more"
             )
-        # Only now: once a lost shard is back, a resumed run must not fail for what it had counted.
-        if self._worker.rank == 0 and self.reasons != known:
-            self._stage.put(ARTIFACT, json.dumps(self.reasons).encode())
 
-    def _gather(self) -> dict[str, str]:
-        own = dict(self._own)
+    def _keep(self, lasting: Mapping[str, str]) -> None:
+        """Write down what no restored shard would mend, for a resumed run."""
+        if lasting:
+            self._stage.put(ARTIFACT, json.dumps(lasting).encode())
+
+    def _gather(self) -> tuple[dict[str, str], set[str]]:
+        own = (dict(self._source.bad_samples), set(self._source.lost_samples))
         if self._worker.world_size == 1:
             return own
         of_ranks: list[Any] = [None] * self._worker.world_size
         distributed.all_gather_object(of_ranks, own)
-        return dict(sorted(item for rank in of_ranks for item in rank.items()))
+        reasons = dict(sorted(item for found, _ in of_ranks for item in found.items()))
+        return reasons, {key for _, lost in of_ranks for key in lost}
 
 
 def _load(stage: Store) -> dict[str, str]:

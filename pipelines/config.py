@@ -212,10 +212,10 @@ class Runtime:
 class RunConfig:
     """One run of the pipeline."""
 
-    corpus: str = "cifar10"
+    corpus: str = ""
     """A path or s3://: class folders of images, with or without train/ and test/ above them; a .csv or
     .parquet manifest of uri,label[,split]; Parquet with images, WebDataset's or ImageNet's tars, a file or
-    a folder of them. `cifar10` fetches the demo's photographs."""
+    a folder of them. `cifar10` fetches the demo's photographs. Not needed where each phase has a dataset."""
     corpus_format: CorpusFormat = "auto"
     """By default what is there: a file's extension and columns, or a folder's first files."""
     corpus_options: CorpusOptions = field(default_factory=CorpusOptions)
@@ -258,15 +258,20 @@ def parse_run_config(argv: Sequence[str], description: str) -> RunConfig:
     """
     config = parse_config(RunConfig, argv, description)
     has_own_corpus = is_given(argv, "--corpus")
+    if has_own_corpus and config.recipe.pretrain.dataset and config.recipe.finetune.dataset:
+        raise InputError(
+            f"corpus {config.corpus!r} would not be read, as both phases have a dataset: leave "
+            "it out, or a dataset"
+        )
     if has_own_corpus and not is_given(argv, "--corpus_format"):
         config = replace(config, corpus_format="auto")
     if has_own_corpus and not any(argument.startswith("--corpus_options") for argument in argv):
         config = replace(config, corpus_options=CorpusOptions())
     recipe = config.recipe
     for name in ("pretrain", "finetune"):
-        if not has_own_corpus and not is_given(argv, f"--recipe.{name}.dataset"):
-            continue
         phase: PhaseConfig = getattr(recipe, name)
+        if not has_own_corpus and not (phase.dataset and is_given(argv, f"--recipe.{name}.dataset")):
+            continue
         for option in ("classes", "max_train_per_class"):
             if not is_given(argv, f"--recipe.{name}.{option}"):
                 phase = replace(phase, **{option: None})

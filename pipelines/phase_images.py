@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from data.corpus_listing import CorpusListing
 from data.errors import InputError
@@ -60,28 +61,26 @@ class PhaseImages:
         return session.shard(corpus, self.source, session.recipe.sharding(phase))
 
 
-def find_images(name: str, recipe: Recipe, phase: PhaseConfig, corpus: Corpus | None) -> PhaseImages:
-    """List the corpus for a phase, or pin its dataset's snapshot.
-
-    Raises InputError where there is nothing to learn from, or to evaluate on, or it does not fit the phase.
-    """
-    if phase.dataset:
-        images = _pin(name, phase)
-    else:
-        assert corpus is not None, "a phase without a dataset needs the corpus"
-        images = PhaseImages.of_listing(list_for_build(corpus.source, recipe.sharding(phase)))
-    check_images(name, images, phase.global_batch_size)
-    check_mixture(name, phase.mixture, classes=images.classes, num_lanes=phase.num_lanes)
-    return images
+def list_images(name: str, recipe: Recipe, phase: PhaseConfig, corpus: Corpus) -> PhaseImages:
+    """List a phase's part of the corpus. Raises InputError where it does not do."""
+    return _checked(
+        name, phase, PhaseImages.of_listing(list_for_build(corpus.source, recipe.sharding(phase)))
+    )
 
 
-def _pin(name: str, phase: PhaseConfig) -> PhaseImages:
+def pin_images(name: str, phase: PhaseConfig) -> PhaseImages:
+    """Find the snapshot of a phase's dataset. Raises InputError where it is not there, or does not do."""
     for option in ("classes", "max_train_per_class"):
         if getattr(phase, option) is not None:
             raise InputError(
                 f"recipe.{name}.{option} is {getattr(phase, option)} beside a dataset, which is taken whole: "
                 "set it to null, or name a corpus instead"
             )
+    if "://" not in phase.dataset and not Path(phase.dataset).expanduser().is_absolute():
+        raise InputError(
+            f"recipe.{name}.dataset is {phase.dataset!r}: a submitted job and its workers would look for it "
+            "in their own folders; give an absolute path, or a URI"
+        )
     store = open_store(phase.dataset)
     check_store(store, writable=False)
     snapshot = load_snapshot(store, phase.snapshot)
@@ -91,37 +90,47 @@ def _pin(name: str, phase: PhaseConfig) -> PhaseImages:
             f"recipe.{name}.mixture names snapshot {snapshot.id}, its own: leave it out there, as the "
             "phase's own images take what the weights leave of 1"
         )
+    images = _checked(name, phase, PhaseImages.of_snapshot(snapshot, store.uri))
     announce(f"{name}: snapshot {snapshot.id} of {store.uri}")
-    return PhaseImages.of_snapshot(snapshot, store.uri)
+    return images
+
+
+def _checked(name: str, phase: PhaseConfig, images: PhaseImages) -> PhaseImages:
+    check_images(name, images, phase.global_batch_size)
+    check_mixture(name, phase.mixture, classes=images.classes, num_lanes=phase.num_lanes)
+    return images
 
 
 def check_images(name: str, images: PhaseImages, global_batch_size: int) -> None:
     """Check that the images are enough to train and to evaluate on."""
+    is_pinned = isinstance(images.source, DatasetRef)
     if len(images.classes) < 2:
         raise InputError(
             f"{name} has the classes {list(images.classes)}; a classifier needs at least two classes"
         )
     num_labels = sum(images.counts.get((split, label), 0) for split in SPLITS for label in images.classes)
     if num_labels > sum(images.num_images.values()):
+        how = "make a dataset of one each" if is_pinned else "or set corpus_options.label_separator"
         raise InputError(
-            f"{name} has images with several labels, and training takes one an image: leave one each (a "
-            "dataset of several can be made with shard.py), or set corpus_options.label_separator"
+            f"{name} has images with several labels, and training takes one an image: leave one each, {how}"
         )
+    more = "append some with pipelines/shard.py" if is_pinned else "add images"
     for label in images.classes:
         num_train, num_eval = (images.counts.get((split, label), 0) for split in ("train", "eval"))
         if not num_train:
             raise InputError(
-                f"class {label!r} of {name} has no image for training ({num_eval} for evaluation): add "
-                "images or leave the class out"
+                f"class {label!r} of {name} has no image for training ({num_eval} for evaluation): {more}"
+                f"{'' if is_pinned else ' or leave the class out'}"
             )
-    num_train = images.num_images["train"]
     if not images.num_images["eval"]:
-        raise InputError(
-            f"{name} has no image for evaluation: add a test/, val/ or eval/ folder, or more images, or "
-            "raise recipe.shard.eval_fraction"
+        how = (
+            more
+            if is_pinned
+            else ("add a test/, val/ or eval/ folder, or more images, or raise recipe.shard.eval_fraction")
         )
-    if num_train < global_batch_size:
+        raise InputError(f"{name} has no image for evaluation: {how}")
+    if (num_train := images.num_images["train"]) < global_batch_size:
         raise InputError(
             f"{name} has {num_train} images for training, recipe.{name}.global_batch_size is "
-            f"{global_batch_size}: lower it or add images"
+            f"{global_batch_size}: lower it or {more}"
         )

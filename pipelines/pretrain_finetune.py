@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from urllib.parse import quote, urlsplit
 
 from data.corpora.kept_listing import KeptListing
+from data.errors import InputError
 from data.listing import CorpusReader
 from infra.registry import VersionInfo
 from infra.store import open_store
@@ -18,8 +19,9 @@ from pipelines.cifar10 import default_cache_dir, fetch_cifar10
 from pipelines.config import PhaseConfig, RunConfig, parse_run_config
 from pipelines.corpus import Corpus, CorpusPlace, open_corpus
 from pipelines.corpus_tasks import corpus_tasks
+from pipelines.dataset_ref import DatasetRef
 from pipelines.job import announce, run_main
-from pipelines.phase_images import find_images
+from pipelines.phase_images import list_images, pin_images
 from pipelines.preflight import check_services
 from pipelines.review import VERDICT_TAG, check_champion_fits
 from pipelines.session import Session
@@ -38,10 +40,13 @@ def run(config: RunConfig) -> list[str]:
     """Build the stages, compute what is missing, decide about the new model; return a summary."""
     recipe, runtime = config.recipe, config.runtime
     phases = {"pretrain": recipe.pretrain, "finetune": recipe.finetune}
-    corpus = None if all(phase.dataset for phase in phases.values()) else open_run_corpus(config)
+    images = {name: pin_images(name, phase) for name, phase in phases.items() if phase.dataset}
+    corpus = open_run_corpus(config) if len(images) < len(phases) else None
     tracking_uri = check_services(runtime, corpus.origin if corpus else None)
     session = Session(recipe, runtime, tracking_uri, actor="pipelines/pretrain_finetune.py")
-    images = {name: find_images(name, recipe, phase, corpus) for name, phase in phases.items()}
+    for name, phase in phases.items():
+        if corpus is not None and name not in images:
+            images[name] = list_images(name, recipe, phase, corpus)
     check_champion_fits(session.registry.champion(runtime.model_name), images["finetune"].classes)
     warn_about_new_augmentation(recipe.pretrain, recipe.finetune)
     session.connect()
@@ -53,6 +58,7 @@ def run(config: RunConfig) -> list[str]:
 
     key = evaluation.fingerprint
     with session.job(key=key, name=f"{recipe.model} {key}", parameters=asdict(config)):
+        session.hold(*(one.source for one in images.values() if isinstance(one.source, DatasetRef)))
         for dataset in datasets.values():
             session.materialize(dataset)
         if corpus is not None:
@@ -70,6 +76,10 @@ def open_run_corpus(config: RunConfig) -> Corpus:
         run=corpus_tasks(max_in_flight=runtime.shard_tasks_in_flight, announce=announce),
     )
     uri = config.corpus
+    if not uri:
+        raise InputError(
+            "corpus is empty: give --corpus with images, or a dataset to each phase (--recipe.PHASE.dataset)"
+        )
     if uri == "cifar10":
         uri = str(fetch_cifar10(default_cache_dir(), announce))
     corpus = open_corpus(uri, config.corpus_format, config.corpus_options, place)

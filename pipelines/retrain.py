@@ -17,11 +17,11 @@ from typing import Any
 from data.append import append_snapshot
 from data.corpora.options import CorpusFormat, CorpusOptions
 from data.errors import InputError
-from data.snapshot import Snapshot, load_snapshot
+from data.snapshot import Snapshot, list_snapshots, load_snapshot
 from data.store import Store
 from infra.ledger import Ledger
 from infra.registry import VERDICT_TAG, VersionInfo
-from infra.store import open_store
+from infra.store import check_store, open_store
 from pipelines.config import MainJobKeys, Recipe, Runtime
 from pipelines.corpus import Corpus, CorpusPlace, open_corpus
 from pipelines.corpus_tasks import corpus_tasks
@@ -31,7 +31,14 @@ from pipelines.job import announce, run_main
 from pipelines.mixture import check_mixture
 from pipelines.parse_config import parse_config, with_flags
 from pipelines.preflight import check_services
-from pipelines.review import DATASET_TAG, SNAPSHOT_TAG, champion_stage, finish_pending, required_tag
+from pipelines.review import (
+    DATASET_TAG,
+    SNAPSHOT_TAG,
+    champion_stage,
+    check_champion_fits,
+    finish_pending,
+    required_tag,
+)
 from pipelines.session import Session
 from pipelines.shard_command import counts
 from pipelines.shard_tasks import Arrivals, run_shard_tasks
@@ -89,7 +96,7 @@ def retrain(session: Session, incoming: Corpus, parameters: Mapping[str, Any]) -
     finish_pending(session.registry, model_name, Ledger(store=session.root), announce)
     champion = find_champion(session)
     phase = session.recipe.finetune
-    newest = _newest_snapshot(open_dataset(session.root, champion.tags[DATASET_TAG]), champion)
+    newest = _newest_snapshot(session, champion)
     # Before the append, which stays; so a class that only `incoming` brings cannot be mixed in yet.
     check_mixture("finetune", phase.mixture, classes=newest.classes, num_lanes=phase.num_lanes)
     snapshot = append(session, incoming, newest, champion)
@@ -158,14 +165,26 @@ def append(session: Session, incoming: Corpus, parent: Snapshot, champion: Versi
     return appended
 
 
-def _newest_snapshot(dataset: Store, champion: VersionInfo) -> Snapshot:
+def _newest_snapshot(session: Session, champion: VersionInfo) -> Snapshot:
+    """Return what new images are appended to: HEAD of the champion's dataset.
+
+    Raises InputError where it cannot be written, has no snapshot, or has other classes than the champion.
+    """
+    dataset, phase = open_dataset(session.root, champion.tags[DATASET_TAG]), session.recipe.finetune
+    check_store(dataset)
+    if phase.dataset or phase.snapshot != "HEAD":
+        announce(f"retrain: from the newest snapshot of {dataset.uri}, whatever recipe.finetune names")
     try:
-        return load_snapshot(dataset, "HEAD")
-    except InputError:
+        newest = load_snapshot(dataset, "HEAD")
+    except InputError as error:
+        if list_snapshots(dataset):
+            raise
         raise InputError(
-            f"{dataset.uri} holds no snapshot, but version {champion.version} of model {champion.name!r} was "
-            "trained on one: give the --runtime.root that it was trained with"
+            f"{error}; version {champion.version} of model {champion.name!r} was trained on one: give "
+            "the --runtime.root that it was trained with"
         ) from None
+    check_champion_fits(champion, newest.classes)
+    return newest
 
 
 def _check_evaluable(snapshot: Snapshot) -> None:

@@ -74,6 +74,11 @@ class Session:
             self._pins.enter_context(pin_or_warn(store, reference.snapshot_id, announce))
             self._pinned.add(reference)
 
+    def hold(self, *references: DatasetRef) -> None:
+        """Hold a lease on snapshots from now on, however long it is until a stage reads them."""
+        for reference in references:
+            self._pin(reference)
+
     @property
     def tracked(self) -> TrackedJob:
         """The job's run."""

@@ -43,7 +43,8 @@ class Stage:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the result; never a path, bucket, worker count or git SHA."""
+        """Identity of the result; never a path, bucket, worker count or git SHA, but for a dataset that lies
+        outside of the root (docs/decisions/0016)."""
         return fingerprint(
             name=self.name,
             recipe_version=self.recipe_version,

@@ -83,7 +83,7 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
         lane_size = plan.phase.order(plan.seed).lane_size
         sheet = augmented_sheet(loader, augment, model.config, lane_size=lane_size, num_images=_SHEET_IMAGES)
         tracker.log_bytes("augmented_samples.png", sheet)
-    bad_samples = BadSamples(worker, loader.bad_samples, tracker, plan.runtime.max_bad_samples, stage=stage)
+    bad_samples = BadSamples(worker, loader, tracker, plan.runtime.max_bad_samples, stage=stage)
     result = train(
         worker,
         model=model,

@@ -96,9 +96,13 @@ def test_from_datasets_that_exist_to_a_champion(stack: Stack, cifar10: Path, tmp
     again = run(stack, "pretrain_finetune", [*options, *datasets])
     assert "train " not in again, "every stage is found"
 
-    incoming = tmp_path / "incoming" / "ship"
-    incoming.mkdir(parents=True)
-    (incoming / "broken.png").write_bytes(b"\x89PNG, but not really")
-    output = run(stack, "retrain", [*options, "--once", "--incoming", str(incoming.parent)])
-    assert "1 new images, none of use (1 unreadable)" in output
-    assert load_snapshot(own, "HEAD").id == second.id
+    incoming = tmp_path / "incoming"
+    for name in ("ship", "truck"):
+        (incoming / name).mkdir(parents=True)
+        for photo in sorted((cifar10 / "train" / name).iterdir())[100:140]:
+            (incoming / name / photo.name).write_bytes(photo.read_bytes())
+    output = run(stack, "retrain", [*options, *datasets, "--once", "--incoming", str(incoming)])
+    assert f"retrain: from the newest snapshot of {own.uri}, whatever recipe.finetune names" in output
+    head = load_snapshot(own, "HEAD")
+    assert (head.number, head.parent) == (2, second.id)
+    assert "promote: version 2: " in output

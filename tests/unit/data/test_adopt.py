@@ -154,6 +154,18 @@ def test_images_that_look_alike_are_told_or_left_out(dataset: FolderStore, polic
     assert damages(snapshot, dataset) == []
 
 
+def test_tars_of_look_alikes_alone_add_nothing(dataset: FolderStore) -> None:
+    """Each run committed another empty snapshot, for the tars stayed new."""
+    policy = replace(OPTIONS, near_duplicates="drop")
+    write_tar(dataset, "train/2.tar", [{"__key__": "scene", "png": encode(scene(5), "PNG"), "cls": "1"}])
+    snapshot = adopt(dataset, policy)
+    assert snapshot is not None
+    alike = {"__key__": "alike", "jpg": encode(scene(5), "JPEG", quality=90), "cls": "1"}
+    write_tar(dataset, "train/3.tar", [alike])
+    assert adopt(dataset, policy) is None
+    assert load_snapshot(dataset, "HEAD") == snapshot
+
+
 def test_twice_the_same_image_is_left_out_of_the_index_only(dataset: FolderStore) -> None:
     write_tar(dataset, "train/2.tar", [sample("twin", 1, 3), sample("new", 1, 700), sample("leak", 1, 901)])
     with pytest.raises(

@@ -215,6 +215,15 @@ def test_shards_are_asked_for_before_their_step(dataset: Dataset, monkeypatch: p
     assert wanted == steps, "of the third step too, while only the second is under way"
 
 
+def test_readers_are_told_when_an_epoch_starts(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[ShardReader] = []
+    monkeypatch.setattr(ShardReader, "start_epoch", lambda self: told.append(self))
+    loader = train_loader(dataset)
+    for epoch in range(2):
+        next(iter(loader.batches(epoch)))
+    assert len(told) == 2
+
+
 def test_without_a_cache_images_are_read_ahead(
     dataset: Dataset, expected: list[list[Row]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -123,14 +124,37 @@ def test_what_cannot_be_cached_is_streamed(
     assert reader.is_streamed(0) == is_streamed, "known before the first image is read"
 
 
-def test_threads_fetch_an_index_once(pristine: Dataset) -> None:
-    """32 images read ahead at the start of an epoch each fetched and parsed the index."""
+@dataclass(frozen=True, kw_only=True)
+class SlowStore(FolderStore):
+    """Takes its time, and may then fail."""
+
+    asked: list[str] = field(default_factory=list[str])
+    fails: bool = False
+
+    def get(self, path: str) -> bytes:
+        self.asked.append(path)
+        time.sleep(0.2)
+        if self.fails:
+            raise StoreError("the store is away")
+        return super().get(path)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_threads_fetch_an_index_once(pristine: Dataset, fails: bool) -> None:
+    """32 images read ahead as an epoch starts each fetched and parsed it, or waited for a store in turn."""
     store, snapshot = pristine
-    counting = CountingStore(root=store.root)
-    reader = ShardReader(counting, snapshot.splits["train"], None)
+    slow = SlowStore(root=store.root, fails=fails)
+    reader = ShardReader(slow, snapshot.splits["train"], None)
+
+    def read(row: int) -> bool:
+        try:
+            return len(reader.read(0, row).image_bytes) > 0
+        except StoreError:
+            return False
+
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda row: reader.read(0, row), [0, 1] * 16))
-    assert counting.asked[snapshot.splits["train"][0].index_path] == 1
+        assert list(pool.map(read, [0, 1] * 8)) == [not fails] * 16
+    assert slow.asked == [snapshot.splits["train"][0].index_path]
 
 
 def damage(path: Path, offset: int) -> None:

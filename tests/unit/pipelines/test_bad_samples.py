@@ -1,5 +1,6 @@
 """What one rank could not decode, all ranks know, and all of them stop."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,19 @@ from pipelines.bad_samples import BadSamples
 from tests.tiny_training import spawn_ranks
 
 
+@dataclass
+class Met:
+    """What a rank's loader met."""
+
+    bad_samples: dict[str, str] = field(default_factory=dict[str, str])
+    lost_samples: set[str] = field(default_factory=set[str])
+
+
 def report(worker: LocalWorker, options: tuple[int, Path]) -> tuple[dict[str, str], str]:
     """Rank 1 met two, one of which rank 0 met as well; return what the rank knows, and its error."""
     own = {"b.jpg": "truncated"} if worker.rank == 0 else {"b.jpg": "truncated", "a.jpg": "no image"}
     max_allowed, folder = options
-    samples = BadSamples(worker, own, None, max_allowed, stage=FolderStore(root=folder))
+    samples = BadSamples(worker, Met(own), None, max_allowed, stage=FolderStore(root=folder))
     try:
         samples.report(7)
     except TooManyBadSamplesError as error:
@@ -34,7 +43,7 @@ def test_ranks_add_up_and_stop_together(tmp_path: Path, max_allowed: int) -> Non
 
 def test_later_ones_are_counted_too(tmp_path: Path) -> None:
     own: dict[str, str] = {}
-    samples = BadSamples(LocalWorker(), own, None, 0, stage=FolderStore(root=tmp_path))
+    samples = BadSamples(LocalWorker(), Met(own), None, 0, stage=FolderStore(root=tmp_path))
     samples.report(1)
     assert samples.reasons == {}
     own["c.png"] = "broken"
@@ -42,21 +51,25 @@ def test_later_ones_are_counted_too(tmp_path: Path) -> None:
         samples.report(2)
 
 
-def test_what_was_too_much_may_be_mended(tmp_path: Path) -> None:
-    """A shard that was gone and is restored: the run could only go on with a higher limit."""
+def test_only_what_was_lost_may_be_mended(tmp_path: Path) -> None:
+    """A shard that is restored: the run could only go on with a higher limit. An image never mends."""
     stage = FolderStore(root=tmp_path)
+    lost = Met({"a": "gone", "b": "gone", "c": "broken"}, {"a", "b"})
     with pytest.raises(TooManyBadSamplesError):
-        BadSamples(LocalWorker(), {"a": "gone", "b": "gone"}, None, 1, stage=stage).report(3)
-    mended = BadSamples(LocalWorker(), {}, None, 1, stage=stage)
+        BadSamples(LocalWorker(), lost, None, 1, stage=stage).report(3)
+    mended = BadSamples(LocalWorker(), Met(), None, 1, stage=stage)
     mended.report(3)
-    assert mended.reasons == {}
+    assert mended.reasons == {"c": "broken"}
+    for met in (Met({"d": "broken", "e": "broken"}), Met()):
+        with pytest.raises(TooManyBadSamplesError, match="3 samples of all ranks"):
+            BadSamples(LocalWorker(), met, None, 2, stage=stage).report(3)
 
 
 def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
     """The count began again at 0, so that a run which was stopped often never reached its limit."""
     stage = FolderStore(root=tmp_path)
-    BadSamples(LocalWorker(), {"a.png": "broken"}, None, 1, stage=stage).report(3)
-    resumed = BadSamples(LocalWorker(), {"b.png": "broken"}, None, 1, stage=stage)
+    BadSamples(LocalWorker(), Met({"a.png": "broken"}), None, 1, stage=stage).report(3)
+    resumed = BadSamples(LocalWorker(), Met({"b.png": "broken"}), None, 1, stage=stage)
     with pytest.raises(TooManyBadSamplesError, match="2 samples of all ranks"):
         resumed.report(6)
     assert resumed.reasons == {"a.png": "broken", "b.png": "broken"}

@@ -5,10 +5,10 @@ import pytest
 
 from data.errors import InputError
 from data.types import Record
-from pipelines.config import PhaseConfig, Recipe, parse_run_config
+from pipelines.config import PhaseConfig, parse_run_config
 from pipelines.dataset_ref import DatasetRef
 from pipelines.mixture import SourceConfig
-from pipelines.phase_images import PhaseImages, check_images, find_images
+from pipelines.phase_images import PhaseImages, check_images, pin_images
 from tests.listings import listing_of
 from tests.small_dataset import small_dataset
 
@@ -31,6 +31,7 @@ def test_several_labels_an_image_are_refused_before_training() -> None:
     [
         ({"classes": ("a", "b")}, r"recipe.finetune.classes is \('a', 'b'\) beside a dataset"),
         ({"max_train_per_class": 3}, "finetune.max_train_per_class is 3 beside a dataset"),
+        ({"dataset": "data/birds"}, "recipe.finetune.dataset is 'data/birds': a submitted job"),
         ({"snapshot": "9-abc"}, "'9-abc' is not in .*: there are 1-"),
         (
             {"global_batch_size": 8000},
@@ -42,14 +43,12 @@ def test_a_dataset_that_does_not_fit_is_one_line(tmp_path: Path, phase: dict[str
     store, _ = small_dataset(tmp_path)
     phase = {"dataset": store.uri, "global_batch_size": 16, **phase}
     with pytest.raises(InputError, match=message):
-        find_images("finetune", Recipe(), PhaseConfig(**phase), None)
+        pin_images("finetune", PhaseConfig(**phase))
 
 
 def test_the_newest_snapshot_of_a_dataset_is_pinned(tmp_path: Path) -> None:
     store, snapshot = small_dataset(tmp_path)
-    images = find_images(
-        "finetune", Recipe(), PhaseConfig(dataset=str(store.root), global_batch_size=16), None
-    )
+    images = pin_images("finetune", PhaseConfig(dataset=str(store.root), global_batch_size=16))
     assert images.source == DatasetRef(path=store.uri, snapshot_id=snapshot.id, classes=("a", "b"))
     assert images.num_images == {"train": 60, "eval": 11}
     assert sum(images.counts.values()) == 71
@@ -61,7 +60,7 @@ def test_its_own_snapshot_cannot_be_mixed_in(tmp_path: Path) -> None:
     mixture = (SourceConfig(dataset=store.uri, snapshot=snapshot.id, weight=0.5),)
     phase = PhaseConfig(dataset=store.uri, global_batch_size=16, mixture=mixture)
     with pytest.raises(InputError, match=f"mixture names snapshot {snapshot.id}, its own: leave it out"):
-        find_images("finetune", Recipe(), phase, None)
+        pin_images("finetune", phase)
 
 
 def test_another_dataset_lifts_the_classes_of_the_config_file() -> None:
@@ -69,3 +68,11 @@ def test_another_dataset_lifts_the_classes_of_the_config_file() -> None:
     recipe = parse_run_config(["--config", "pipelines/configs/smoke.yaml", *dataset], "A test.").recipe
     assert (recipe.finetune.classes, recipe.finetune.max_train_per_class) == (None, None)
     assert recipe.pretrain.classes is not None
+
+
+def test_a_corpus_that_would_not_be_read_is_refused() -> None:
+    datasets = [f"--recipe.{name}.dataset=s3://bucket/birds" for name in ("pretrain", "finetune")]
+    with pytest.raises(InputError, match="corpus '/photos' would not be read"):
+        parse_run_config(
+            ["--config", "pipelines/configs/smoke.yaml", "--corpus", "/photos", *datasets], "A test."
+        )
