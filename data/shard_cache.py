@@ -59,7 +59,7 @@ class ShardCache:
             raise InputError(f"the cache's budget_bytes is {budget_bytes}; it must not be negative.")
         self._folder = folder
         self._budget_bytes = budget_bytes
-        self._has_warned = self._has_warned_of_thrashing = False
+        self._has_warned = False
         try:
             for part in ("shards", "incoming", "locks"):
                 (folder / part).mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,8 @@ class ShardCache:
         if cached is not None:
             return cached
         if not self.has_room_for(shard):
-            self._warn_once(f"shard {shard.path} is larger than the budget of {self._budget_bytes} bytes")
+            size = f"shard {shard.path} is larger than the budget of {self._budget_bytes} bytes"
+            self._warn_once(f"{size}; reading from the store")
             return None
         with self._lock(shard.sha256[:2], f"shard {shard.path}"):
             cached = self._open_file(shard)  # The process that held the lock may have fetched it.
@@ -97,14 +98,11 @@ class ShardCache:
         self._file(shard).unlink(missing_ok=True)
 
     def warn_of_thrashing(self, shard: ShardInfo) -> None:
-        """Say once that a shard is fetched again in the same epoch."""
-        if not self._has_warned_of_thrashing:
-            self._has_warned_of_thrashing = True
-            _log.warning(
-                "the cache %s of %d bytes is smaller than the shards in use: %s was evicted and is fetched "
-                "again; give it more (cache_size_bytes), or lower shuffle_window",
-                self._folder, self._budget_bytes, shard.path,
-            )  # fmt: skip
+        """Say, unless its size was told of before, that a shard is fetched again in the same epoch."""
+        self._warn_once(
+            f"shard {shard.path} was evicted and is needed again in the same epoch; give the cache more "
+            f"(its budget is {self._budget_bytes} bytes), or lower shuffle_window"
+        )
 
     def _file(self, shard: ShardInfo) -> Path:
         return self._folder / "shards" / f"{shard.sha256}.tar"
@@ -133,7 +131,9 @@ class ShardCache:
                 shutil.rmtree(incoming, ignore_errors=True)
                 if not self._evict_oldest():
                     break
-            self._warn_once(f"no room for shard {shard.path} ({shard.size_bytes} bytes)")
+            self._warn_once(
+                f"no room for shard {shard.path} ({shard.size_bytes} bytes); reading from the store"
+            )
             return False
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
@@ -206,7 +206,7 @@ class ShardCache:
     def _warn_once(self, reason: str) -> None:
         if not self._has_warned:
             self._has_warned = True
-            _log.warning("the cache %s does not hold all: %s; reading from the store", self._folder, reason)
+            _log.warning("the cache %s is too small for what is in use: %s", self._folder, reason)
 
 
 def _wait_for_lock(descriptor: int, what: str) -> None:

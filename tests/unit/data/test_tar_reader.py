@@ -95,7 +95,7 @@ def test_a_small_budget_and_few_open_shards(
         # Evicted shards must not keep their space occupied through open files.
         assert not any(opened is not None and opened.is_evicted for opened in reader._open.values())
         assert len(reader._open) <= max_open
-    warnings = [record for record in caplog.messages if "smaller than the shards in use" in record]
+    warnings = [record for record in caplog.messages if "is needed again in the same epoch" in record]
     assert len(warnings) == 1
 
 
@@ -111,7 +111,7 @@ def test_a_dataset_larger_than_the_cache_is_no_thrashing(
         reader.start_epoch()
         for shard in range(len(shards)):
             reader.read(shard, 0)
-    assert "smaller than the shards in use" not in caplog.text
+    assert "is needed again in the same epoch" not in caplog.text
 
 
 @pytest.mark.parametrize(("budget_bytes", "is_streamed"), [(None, True), (1, True), (10**9, False)])
