@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3.session
@@ -70,8 +71,37 @@ def build_client(patience: S3Patience) -> "S3Client":
     return client if style or ".amazonaws.com" in host else build("path")
 
 
+_shared: dict[tuple[object, ...], "S3Client"] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_client(patience: S3Patience) -> "S3Client":
+    """Return this process's client: making one takes 0.1 s, and each task brings a store of its own.
+
+    Another process, another AWS environment or changed AWS files have another one. Raises as `build_client`.
+    """
+    aws = sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+    key = (os.getpid(), patience, *_aws_files(), *aws)
+    with _shared_lock:
+        if key not in _shared:
+            _shared[key] = build_client(patience)
+        return _shared[key]
+
+
+def _aws_files() -> list[tuple[str, int]]:
+    """Return the AWS files and when each was last written, in ns; 0 where there is none."""
+    found: list[tuple[str, int]] = []
+    for name, usual in (("AWS_CONFIG_FILE", "config"), ("AWS_SHARED_CREDENTIALS_FILE", "credentials")):
+        path = Path(os.environ.get(name) or f"~/.aws/{usual}").expanduser()
+        try:
+            found.append((str(path), path.stat().st_mtime_ns))
+        except OSError:
+            found.append((str(path), 0))
+    return found
+
+
 class LazyClient:
-    """One client for a process, made on first use; a pickled or forked copy makes its own."""
+    """The client of a process, taken on first use; a pickled or forked copy takes its own process's."""
 
     def __init__(self, patience: S3Patience) -> None:
         self.patience = patience
@@ -87,7 +117,7 @@ class LazyClient:
         """Return this process's client."""
         with self._lock:
             if self._client is None or self._pid != os.getpid():
-                self._client, self._pid = build_client(self.patience), os.getpid()
+                self._client, self._pid = shared_client(self.patience), os.getpid()
             return self._client
 
     def is_time_to_say(self, waited_s: float) -> bool:
