@@ -68,7 +68,8 @@ class ProgressLine:
         self._training_s = 0.0
         self._num_steps = 0
         self.images_per_s = 0.0
-        """Of the last interval; 0 before the first line."""
+        """Of the last interval; in the first one, of its steps so far."""
+        self._has_shown = False
 
     def resume(self) -> None:
         """Training goes on after a `pause`."""
@@ -83,10 +84,15 @@ class ProgressLine:
         self._num_steps += 1
         now = self._clock()
         elapsed_s = self._training_s + now - self._training_since
-        if elapsed_s <= 0 or elapsed_s < self._every_s:
+        if elapsed_s <= 0:
             return None
         steps_per_s = self._num_steps / elapsed_s
-        self.images_per_s = steps_per_s * self._global_batch_size
+        is_due = elapsed_s >= self._every_s
+        if is_due or not self._has_shown:
+            self.images_per_s = steps_per_s * self._global_batch_size
+        if not is_due:
+            return None
+        self._has_shown = True
         self._training_since, self._training_s, self._num_steps = now, 0.0, 0
         steps_left = self._num_epochs * self._steps_per_epoch - (epoch * self._steps_per_epoch + step + 1)
         return Progress(

@@ -59,6 +59,22 @@ def test_short_epochs_get_lines_too_and_pauses_do_not_count() -> None:
     assert rates == [16.0, 16.0]
 
 
+def test_the_first_steps_have_a_rate_too() -> None:
+    """MLflow's curve began only after the first interval: a short stage had hardly a point."""
+    clock = Clock()
+    line = make_line(clock)
+    assert line.images_per_s == 0.0
+    for seconds in (1.0, 3.0):
+        clock.now_s += seconds
+        assert line.step(0, 0, 1.0, 1e-3) is None
+    assert line.images_per_s == 8.0
+    clock.now_s += 2.0
+    line.step(0, 2, 1.0, 1e-3)
+    clock.now_s += 0.1
+    line.step(0, 3, 1.0, 1e-3)
+    assert line.images_per_s == 8.0, "from then on of the last interval"
+
+
 def test_a_note_replaces_the_numbers() -> None:
     line = make_line(Clock())
     assert format_progress(line.note(0, "eval  top-1 55.2%")) == "pretrain  epoch 1/8  eval  top-1 55.2%"
