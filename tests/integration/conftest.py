@@ -94,6 +94,23 @@ def submit_job(stack: Stack, target: JobTarget, options: Sequence[str] = ()) -> 
     )
 
 
+def run_script(
+    stack: Stack, script: str, options: Sequence[str], *, timeout_s: float = 280, exit_code: int = 0
+) -> str:
+    """Run `pipelines/SCRIPT.py` as a user does; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, f"pipelines/{script}.py", *options],
+        cwd=REPOSITORY,
+        env={**os.environ, **stack.environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout_s,
+    )
+    assert done.returncode == exit_code, done.stdout
+    return done.stdout
+
+
 @pytest.fixture(scope="session")
 def cifar10() -> Path:
     """The folder of the real photographs; fetched where the cache has none."""

@@ -1,10 +1,6 @@
 """The main job and retraining on datasets that `shard.py` made or adopted, outside of the job's root."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,8 +16,8 @@ from data.store import Store
 from infra.registry import Registry
 from infra.store import open_store
 from pipelines.review import DATASET_TAG, SNAPSHOT_TAG
-from tests.conftest import REPOSITORY, Stack
-from tests.integration.conftest import SMOKE_CONFIG
+from tests.conftest import Stack
+from tests.integration.conftest import SMOKE_CONFIG, run_script
 
 pytestmark = pytest.mark.integration
 _NAME = "existing-dataset"
@@ -59,31 +55,19 @@ def created(folder: Path, cifar10: Path) -> tuple[Store, Snapshot]:
     return store, build_snapshot(corpus, store, config, write_shards_here(corpus, store, config.limits))
 
 
-def run(stack: Stack, script: str, options: Sequence[str]) -> str:
-    done = subprocess.run(
-        [sys.executable, f"pipelines/{script}.py", "--config", SMOKE_CONFIG, *options],
-        cwd=REPOSITORY,
-        env={**os.environ, **stack.environment},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_from_datasets_that_exist_to_a_champion(stack: Stack, cifar10: Path, tmp_path: Path) -> None:
     """What `shard.py` made could be looked at and mixed in, but no job could be pointed at it."""
     tars, first = adopted(tmp_path / "tars", cifar10)
     own, second = created(tmp_path / "photos", cifar10)
     root = tmp_path / "root"
-    options = ["--runtime.root", root.as_uri(), "--runtime.cache_dir", str(tmp_path / "cache")]
+    options = ["--config", SMOKE_CONFIG, "--runtime.root", root.as_uri()]
+    options += ["--runtime.cache_dir", str(tmp_path / "cache")]
     options += ["--runtime.experiment", _NAME, "--runtime.model_name", _NAME, "--recipe.gate.min_top1", "0"]
     options += ["--recipe.finetune.train.epochs", "1", "--recipe.finetune.train.eval_every_epochs", "1"]
     datasets = ["--recipe.pretrain.dataset", tars.uri, "--recipe.pretrain.snapshot", first.id]
     datasets += ["--recipe.finetune.dataset", own.uri]
 
-    output = run(stack, "pretrain_finetune", [*options, *datasets])
+    output = run_script(stack, "pretrain_finetune", [*options, *datasets])
 
     assert f"pretrain: snapshot {first.id} of {tars.uri}" in output
     assert f"finetune: snapshot {second.id} of {own.uri}" in output
@@ -93,7 +77,7 @@ def test_from_datasets_that_exist_to_a_champion(stack: Stack, cifar10: Path, tmp
     champion = Registry(tracking_uri=stack.environment["MLFLOW_TRACKING_URI"]).champion(_NAME)
     assert champion is not None
     assert (champion.tags[DATASET_TAG], champion.tags[SNAPSHOT_TAG]) == (own.uri, second.id)
-    again = run(stack, "pretrain_finetune", [*options, *datasets])
+    again = run_script(stack, "pretrain_finetune", [*options, *datasets])
     assert "train " not in again, "every stage is found"
 
     incoming = tmp_path / "incoming"
@@ -101,7 +85,7 @@ def test_from_datasets_that_exist_to_a_champion(stack: Stack, cifar10: Path, tmp
         (incoming / name).mkdir(parents=True)
         for photo in sorted((cifar10 / "train" / name).iterdir())[100:140]:
             (incoming / name / photo.name).write_bytes(photo.read_bytes())
-    output = run(stack, "retrain", [*options, *datasets, "--once", "--incoming", str(incoming)])
+    output = run_script(stack, "retrain", [*options, *datasets, "--once", "--incoming", str(incoming)])
     assert f"retrain: from the newest snapshot of {own.uri}, whatever recipe.finetune names" in output
     head = load_snapshot(own, "HEAD")
     assert (head.number, head.parent) == (2, second.id)

@@ -1,10 +1,7 @@
 """`--corpus`: anyone's class folders, local or on S3, without train and test folders above them."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +17,7 @@ from data.store import Store
 from infra.store import open_store
 from pipelines.config import RunConfig, parse_run_config
 from tests.conftest import REPOSITORY, Stack
-from tests.integration.conftest import SMOKE_CONFIG
+from tests.integration.conftest import SMOKE_CONFIG, run_script
 from tests.listings import records_in
 
 pytestmark = pytest.mark.integration
@@ -101,22 +98,15 @@ def test_a_folder_from_broken_files_to_a_champion(stack: Stack, cifar10: Path, t
     for path, content in own_files(cifar10):
         (corpus / path).parent.mkdir(parents=True, exist_ok=True)
         (corpus / path).write_bytes(content)
-    options = ["--corpus", str(corpus), "--recipe.gate.min_top1", "0", "--runtime.root", root.as_uri()]
+    options = ["--config", SMOKE_CONFIG, "--corpus", str(corpus), "--recipe.gate.min_top1", "0"]
+    options += ["--runtime.root", root.as_uri()]
     options += ["--runtime.experiment", _EXPERIMENT, "--runtime.model_name", _EXPERIMENT]
     options += ["--runtime.cache_dir", str(tmp_path / "cache"), "--recipe.finetune.train.epochs", "1"]
     options += ["--recipe.shard.shard_size_bytes", "200000"]
-    done = subprocess.run(
-        [sys.executable, "pipelines/pretrain_finetune.py", "--config", SMOKE_CONFIG, *options],
-        cwd=REPOSITORY,
-        env={**os.environ, **stack.environment},
-        capture_output=True,
-        text=True,
-        timeout=700,
-    )
+    output = run_script(stack, "pretrain_finetune", options, timeout_s=700)
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 rejected" in done.stdout
-    assert re.search(r"^finetuning   top-1 \d+\.\d% on 3 classes, \d+ images$", done.stdout, re.M)
+    assert "2 rejected" in output
+    assert re.search(r"^finetuning   top-1 \d+\.\d% on 3 classes, \d+ images$", output, re.M)
     records = [json.loads(path.read_text()) for path in root.glob("*/*/record.json")]
     by_stage = {record["stage"]: record["output"] for record in records}
     # One dataset for both phases: a second one would be the same images again.

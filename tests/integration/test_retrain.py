@@ -1,8 +1,5 @@
 """`retrain.py --once` as a process on the real stack, from the main job's champion to the gate's verdict."""
 
-import os
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -20,8 +17,8 @@ from infra.registry import CHALLENGER, CHAMPION, VERDICT_TAG, Registry, VersionI
 from infra.store import open_store
 from pipelines.retrain import main
 from pipelines.review import DATASET_TAG, SNAPSHOT_TAG
-from tests.conftest import REPOSITORY, Stack
-from tests.integration.conftest import SMOKE_CONFIG, FinishedJob, JobTarget
+from tests.conftest import Stack
+from tests.integration.conftest import SMOKE_CONFIG, FinishedJob, JobTarget, run_script
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 _TIMEOUT_S = 600
@@ -81,17 +78,9 @@ class Shop:
     def retrain(self, *more: str, exit_code: int = 0) -> tuple[str, float]:
         """Run the command as a user does; return what it printed, and the seconds it took."""
         started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "pipelines/retrain.py", *self.options(*more)],
-            cwd=REPOSITORY,
-            env={**os.environ, **self.stack.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=_TIMEOUT_S,
-        )
-        assert done.returncode == exit_code, done.stdout
-        return done.stdout, time.monotonic() - started
+        options = self.options(*more)
+        output = run_script(self.stack, "retrain", options, timeout_s=_TIMEOUT_S, exit_code=exit_code)
+        return output, time.monotonic() - started
 
 
 @pytest.fixture

@@ -2,18 +2,15 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import webdataset
 from PIL import Image
 
-from data.adopt import AdoptOptions, adopt_tars, plan_tars
-from data.adopt_scan import ScannedTar, TarPlan, scan_tar
+from data.adopt import AdoptOptions, plan_tars
 from data.append import append_snapshot
 from data.collect import collect_garbage
 from data.crop import DecodeConfig
@@ -24,68 +21,19 @@ from data.image_check import ImageLimits, check_image, quiet_pillow
 from data.loader import EvalLoader, TrainLoader
 from data.order import OrderConfig
 from data.retirement import retire_snapshot, retirement
-from data.shard_index import parquet_table, read_index
 from data.shard_write import write_shards_here
-from data.sharding_config import NearPolicy, ShardingConfig
-from data.snapshot import Snapshot, load_snapshot
+from data.sharding_config import ShardingConfig
+from data.snapshot import load_snapshot
 from data.snapshot_diff import diff_snapshots
-from data.store import Store
-from data.verify import verify_lists, verify_shard
 from infra.folder_store import FolderStore
-from tests.card_dataset import scene
-from tests.image_samples import encode, fill, jpeg, png
+from tests.adopted_tars import OPTIONS, adopt, damages, reasons, rows, sample, two_splits, write_tar
+from tests.image_samples import encode, fill, png
 from tests.small_dataset import picture
-
-Sample = Mapping[str, Any]
-OPTIONS = AdoptOptions(max_reject_fraction=1.0)
-
-
-def write_tar(dataset: FolderStore, path: str, samples: Sequence[Sample]) -> None:
-    (dataset.root / path).parent.mkdir(parents=True, exist_ok=True)
-    with webdataset.TarWriter(str(dataset.root / path), mtime=0) as writer:
-        for sample in samples:
-            writer.write(sample)
-
-
-def sample(key: str, label: int | str, seed: int, extension: str = "png") -> Sample:
-    return {"__key__": key, extension: (png if extension == "png" else jpeg)(seed), "cls": str(label)}
-
-
-def adopt(
-    dataset: Store, options: AdoptOptions = OPTIONS, classes: Sequence[str] | None = None
-) -> Snapshot | None:
-    def scan_all(plans: Sequence[TarPlan]) -> list[ScannedTar]:
-        return [scan_tar(plan, dataset=dataset) for plan in plans]
-
-    return adopt_tars(dataset, options, scan_all, plans=plan_tars(dataset, options), classes=classes)
-
-
-def rows(dataset: Store, snapshot: Snapshot, split: str = "train") -> list[dict[str, Any]]:
-    return [row for one in snapshot.splits[split] for row in read_index(dataset, one).to_pylist()]
-
-
-def reasons(dataset: Store, snapshot: Snapshot) -> dict[str, str]:
-    assert snapshot.quarantine_path is not None
-    return {
-        row["key"]: row["reason"] for row in parquet_table(dataset.get(snapshot.quarantine_path)).to_pylist()
-    }
-
-
-def damages(snapshot: Snapshot, dataset: Store) -> list[str]:
-    shards = [shard for found in snapshot.splits.values() for shard in found]
-    found = [damage for shard in shards for damage in verify_shard(shard, dataset=dataset)]
-    return [damage.path for damage in (*found, *verify_lists(snapshot, dataset))]
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> FolderStore:
-    """Two train tars and an eval one, of the classes 0 and 1, with folders and dots in their keys."""
-    store = FolderStore(root=tmp_path / "wds")
-    for tar in range(2):
-        some = [sample(f"a/{number:03d}", number % 2, 100 * tar + number) for number in range(10)]
-        write_tar(store, f"train/{tar}.tar", [*some, sample("b", 1, 100 * tar + 50, "jpg")])
-    write_tar(store, "val/0.tar", [sample(f"v{number}", number % 2, 900 + number) for number in range(5)])
-    return store
+    return two_splits(tmp_path)
 
 
 def test_tars_are_indexed_where_they_lie(dataset: FolderStore) -> None:
@@ -127,59 +75,6 @@ def test_the_loader_reads_adopted_shards_as_our_own(dataset: FolderStore, tmp_pa
     found = [key for b in EvalLoader(split="eval", batch_size=4, **about).batches() for key in b.keys if key]
     assert sorted(found) == [f"val/0.tar/v{number}.png" for number in range(5)]
     assert loader.bad_samples == {}
-
-
-@pytest.mark.parametrize("policy", ["report", "drop", "off"])
-def test_images_that_look_alike_are_told_or_left_out(dataset: FolderStore, policy: NearPolicy) -> None:
-    """Adopted tars were never searched for near duplicates."""
-    alike = [
-        {
-            "__key__": f"alike{quality}",
-            "jpg": encode(scene(5), "JPEG", quality=quality),
-            "cls": "1",
-        }
-        for quality in (95, 80)
-    ]
-    write_tar(dataset, "train/2.tar", alike)
-    snapshot = adopt(dataset, replace(OPTIONS, near_duplicates=policy))
-    assert snapshot is not None
-    found = [row["key"] for row in rows(dataset, snapshot) if row["path"] == "train/2.tar"]
-    assert found == (["alike95"] if policy == "drop" else ["alike95", "alike80"])
-    counts = {"pairs": 1, "leaks": 0, "dropped": int(policy == "drop")}
-    assert snapshot.stats["near_duplicates"] == ({} if policy == "off" else counts)
-    assert (snapshot.near_duplicates_path is not None) == (policy == "report")
-    if policy == "drop":
-        assert reasons(dataset, snapshot) == {"train/2.tar/alike80.jpg": "near_duplicate"}
-    assert snapshot.stats["samples"]["train"] == 22 + len(found)
-    assert damages(snapshot, dataset) == []
-
-
-def test_tars_of_look_alikes_alone_add_nothing(dataset: FolderStore) -> None:
-    """Each run committed another empty snapshot, for the tars stayed new."""
-    policy = replace(OPTIONS, near_duplicates="drop")
-    write_tar(dataset, "train/2.tar", [{"__key__": "scene", "png": encode(scene(5), "PNG"), "cls": "1"}])
-    snapshot = adopt(dataset, policy)
-    assert snapshot is not None
-    alike = {"__key__": "alike", "jpg": encode(scene(5), "JPEG", quality=90), "cls": "1"}
-    write_tar(dataset, "train/3.tar", [alike])
-    assert adopt(dataset, policy) is None
-    assert load_snapshot(dataset, "HEAD") == snapshot
-
-
-def test_twice_the_same_image_is_left_out_of_the_index_only(dataset: FolderStore) -> None:
-    write_tar(dataset, "train/2.tar", [sample("twin", 1, 3), sample("new", 1, 700), sample("leak", 1, 901)])
-    with pytest.raises(
-        InputError, match=r"stand in both train and eval: 'train/2\.tar/leak\.png' = 'val/0\.tar/v1"
-    ):
-        adopt(dataset)
-    snapshot = adopt(dataset, replace(OPTIONS, leak_policy="drop_train"))
-    assert snapshot is not None
-    assert reasons(dataset, snapshot) == {"train/2.tar/twin.png": "duplicate", "train/2.tar/leak.png": "leak"}
-    (shard,) = (shard for shard in snapshot.splits["train"] if shard.path == "train/2.tar")
-    assert read_index(dataset, shard).column("key").to_pylist() == ["new"]
-    assert shard.num_samples == 1
-    assert snapshot.stats["samples"]["train"] == 23
-    assert damages(snapshot, dataset) == []
 
 
 def test_labels_from_json_and_names_from_a_list(tmp_path: Path) -> None:
