@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tarfile
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,14 +27,17 @@ from data.types import Record, Reject, Sample, ShardInfo
 from data.webdataset_key import escape_key
 
 # Raise it when the bytes written for the same input change.
-SHARD_FORMAT_VERSION = 3
+SHARD_FORMAT_VERSION = 4
 
 CODECS = (PIL.__version__, simplejpeg.__version__)
 """They make the bytes of re-encoded images, and the pixels that perceptual hashes are of."""
 
 # Small objects cost a round trip each, and handing one to a thread costs as much as decoding it: several are
-# fetched by one call. At most two calls a thread's worth of images wait in memory.
-_NUM_FETCH_THREADS = 8
+# fetched by one call.
+# With a local disk one call ahead of the decoder is enough, and each more takes time from it. Where a wait
+# says that the store is slow, all threads are used.
+_FEW_FETCHES, _MANY_FETCHES = 2, 9
+_SLOW_S = 0.005
 _FETCH_BYTES = 2**20
 _FETCH_RECORDS = 16
 
@@ -142,17 +146,22 @@ def _check_records(
     def fetch(group: Sequence[Record]) -> list[bytes | Reject]:
         return [_fetch(record, corpus, limits) for record in group]
 
-    with ThreadPoolExecutor(_NUM_FETCH_THREADS) as pool:
+    with ThreadPoolExecutor(_MANY_FETCHES) as pool:
         waiting: deque[tuple[Sequence[Record], Future[list[bytes | Reject]]]] = deque()
         groups = _fetch_groups(records)
+        num_ahead = _FEW_FETCHES
         try:
             while True:
-                for group in islice(groups, _NUM_FETCH_THREADS + 1 - len(waiting)):
+                for group in islice(groups, num_ahead - len(waiting)):
                     waiting.append((group, pool.submit(fetch, group)))
                 if not waiting:
                     return
-                ahead, future = waiting.popleft()
-                for record, content in zip(ahead, future.result(), strict=True):
+                group, future = waiting.popleft()
+                asked_s = time.monotonic()
+                contents = future.result()
+                if time.monotonic() - asked_s > _SLOW_S:
+                    num_ahead = _MANY_FETCHES
+                for record, content in zip(group, contents, strict=True):
                     yield record, _check(record, content, limits)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -255,7 +264,7 @@ def _publish(
     path = f"shards/{split}-{tar.sha256[:16]}.tar"
     index_path = f"shards/{split}-{tar.sha256[:16]}.parquet"
     index = parquet_bytes(rows, INDEX_SCHEMA)
-    dataset.upload(tar_path, path)
+    dataset.upload(tar_path, path, keep_source=False)
     dataset.put(index_path, index)
     return ShardInfo(
         path=path, index_path=index_path, num_samples=len(rows), size_bytes=tar.size_bytes,

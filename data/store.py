@@ -79,8 +79,8 @@ class Store(Protocol):
         """Write unless the object exists; of several writers exactly one gets True."""
         ...
 
-    def upload(self, source: Path, path: str) -> None:
-        """Write an object from a file."""
+    def upload(self, source: Path, path: str, *, keep_source: bool = True) -> None:
+        """Write an object from a file, which may become the object unless it is to be kept."""
         ...
 
     def exists(self, path: str) -> bool:

@@ -155,8 +155,8 @@ class S3Store:
 
         return self._call(path, write)
 
-    def upload(self, source: Path, path: str) -> None:
-        """Write the file `source` as an object, in parts where it is big."""
+    def upload(self, source: Path, path: str, *, keep_source: bool = True) -> None:
+        """Write the file `source` as an object, in parts where it is big; the file is kept in any case."""
         key = self.key(path)
 
         def write(s3: "S3Client") -> None:

@@ -150,7 +150,7 @@ def copy_images(info: ObjectInfo, *, corpus: Store, staging: Store, columns: Ima
         listing = pa.concat_tables(tables) if tables else LISTING_SCHEMA.empty_table()
         path = f"{tar.sha256[:16]}.tar"
         if listing.num_rows:
-            staging.upload(tar_path, path)
+            staging.upload(tar_path, path, keep_source=False)
     place = LISTING_SCHEMA.get_field_index("path")
     listing = listing.set_column(place, LISTING_SCHEMA.field(place), pa.repeat(path, listing.num_rows))
     sink = io.BytesIO()

@@ -28,7 +28,7 @@ from tests.benchmarks.session import Session
 from tests.benchmarks.venvs import BenchmarkError
 
 _MODULE = "tests.benchmarks.shard_writers"
-_NUM_SMALL = 3000
+_NUM_SMALL = 6000
 _NUM_CLASSES = 10
 _REPEATS = 5
 _S3_REPEATS = 3

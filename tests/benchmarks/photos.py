@@ -18,12 +18,12 @@ _JPEG_QUALITY = 90
 
 
 def png_files(num_images: int) -> list[Path]:
-    """Return test images of CIFAR-10, equally many of each class of `CLASSES`; fetches it if need be."""
+    """Return training images of CIFAR-10, equally many of each class of `CLASSES`; fetches it if need be."""
     corpus = fetch_cifar10(default_cache_dir(), print)
     return [
         path
         for name in CLASSES
-        for path in sorted((corpus / "test" / name).iterdir())[: num_images // len(CLASSES)]
+        for path in sorted((corpus / "train" / name).iterdir())[: num_images // len(CLASSES)]
     ]
 
 

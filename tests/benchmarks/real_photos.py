@@ -52,7 +52,7 @@ LARGE_PHOTOS = PhotoSet(
     name="large", num_photos=128, min_size_px=(2000, 1500), max_size_px=(2000, 1500), max_zoom=1.3
 )
 MIXED_PHOTOS = PhotoSet(
-    name="mixed", num_photos=3000, min_size_px=(256, 256), max_size_px=(1024, 1024), max_zoom=2.0
+    name="mixed", num_photos=6000, min_size_px=(256, 256), max_size_px=(1024, 1024), max_zoom=2.0
 )
 
 
@@ -72,7 +72,7 @@ def photo_files(folder: Path, photos: PhotoSet) -> list[Path]:
 
 
 def small_files(folder: Path, num_photos: int) -> list[Path]:
-    """Return CIFAR-10's test images as JPEGs."""
+    """Return images of CIFAR-10 as JPEGs."""
     target = folder / f"cifar10-{num_photos}"
     if not (target / _DONE).exists():
         shutil.rmtree(target, ignore_errors=True)

@@ -1,6 +1,6 @@
 """The writers that `bench_shard` compares, each in a process of its own: `python -m ... NAME`.
 
-Every writer takes the same files, CLASS/NAME.jpg below one folder, and makes shards of about 8 MB with
+Every writer takes the same files, CLASS/NAME.jpg below one folder, and makes shards of about 16 MB with
 image bytes and a class index. Each imports its own library alone; one has an environment of its own.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 from tests.benchmarks.contender import serve, timed
 from tests.benchmarks.shard_contents import digest, read_litdata, read_mds, read_tars
 
-SHARD_BYTES = 8 * 2**20
+SHARD_BYTES = 16 * 2**20
 """Small, so that as many shards fall to each core."""
 Settings = Mapping[str, Any]
 Write = Callable[[str, str, Settings], None]
