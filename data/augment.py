@@ -21,7 +21,6 @@ from torch import Tensor
 from data import image_ops
 from data.boxes import ERASING_DRAWS, box_masks, draw_erasing_boxes
 from data.errors import InputError
-from data.level_tables import apply_tables, brightness
 from data.mixup import MIX_DRAWS, MixDraw, draw_mix, mix
 from data.normalize import denormalize, normalize, normalize_planes, to_planes
 from data.rand_augment import (
@@ -215,10 +214,10 @@ class Augment:
 
 def _jitter(images_BCHW: Tensor, jitters_BD: NDArray[np.float64]) -> Tensor:
     """Change brightness, contrast and saturation, in this order."""
-    device = images_BCHW.device
-    tables_B1L = to_device(brightness(jitters_BD[:, 0])[:, None], device)
-    factors_BD111 = to_device(jitters_BD.astype(np.float32), device).view(-1, _NUM_JITTERS, 1, 1, 1)
-    images = image_ops.contrast(apply_tables(images_BCHW, tables_B1L), factors_BD111[:, 1])
+    factors_BD = to_device(jitters_BD.astype(np.float32), images_BCHW.device)
+    factors_BD111 = factors_BD.view(-1, _NUM_JITTERS, 1, 1, 1)
+    images = image_ops.brightness(images_BCHW, factors_BD111[:, 0])
+    images = image_ops.contrast(images, factors_BD111[:, 1])
     return image_ops.color(images, factors_BD111[:, 2])
 
 

@@ -6,7 +6,7 @@ The operations and their scale are those of timm's `rand_augment_ops` (`_RAND_TR
 TensorFlow implementation the CoAtNet paper used (2 operations, magnitude 15).
 
 Images are 8-bit levels throughout, as in timm. Shape letters: B batch, R rows of it, N operations per
-sample, C channels, H height, W width, L levels.
+sample, C channels, H height, W width.
 """
 
 import math
@@ -21,8 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data import image_ops, level_tables
-from data.level_tables import NUM_LEVELS, apply_tables
+from data import image_ops
 from data.normalize import rows_per_call
 from data.transfer import to_device
 
@@ -54,9 +53,6 @@ class Op(IntEnum):
 
 GEOMETRIC = frozenset({Op.Rotate, Op.ShearX, Op.ShearY, Op.TranslateXRel, Op.TranslateYRel})
 
-_BY_TABLE = frozenset({Op.Solarize, Op.SolarizeAdd, Op.Brightness})
-"""Each is a table of levels known beforehand, so their rows share one call."""
-
 _ROW_OPS: dict[int, Callable[[Tensor], Tensor]] = {
     Op.AutoContrast: image_ops.auto_contrast,
     Op.Equalize: image_ops.equalize,
@@ -66,14 +62,17 @@ _FACTOR_OPS: dict[int, Callable[[Tensor, Tensor], Tensor]] = {
     Op.Posterize: image_ops.posterize,
     Op.Color: image_ops.color,
     Op.Contrast: image_ops.contrast,
+    Op.Brightness: image_ops.brightness,
     Op.Sharpness: image_ops.sharpness,
 }
 
-_Kernel = tuple[int, float]
-"""Rows with the same one run together: an operation, and the argument of a geometric one, as all
-its rows then sample the same points. `_TABLE_KERNEL` stands for every operation of `_BY_TABLE`."""
+_LEVEL_OPS: dict[int, Callable[[Tensor, int], Tensor]] = {
+    Op.Solarize: image_ops.solarize,
+    Op.SolarizeAdd: image_ops.solarize_add,
+}
 
-_TABLE_KERNEL: _Kernel = (int(Op.Solarize), 0.0)
+_Kernel = tuple[int, float]
+"""Rows with the same one run together: an operation, and its argument where all of them must share it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,25 +157,24 @@ def apply_rand_augment(images_BCHW: Tensor, draw: RandAugmentDraw) -> Tensor:
     device = images_BCHW.device
     plan = _plan(draw, rows_per_call(images_BCHW))
     rows_NB = to_device(plan.rows_NB, device)
-    tables_NBL = to_device(plan.tables_NBL, device)
     factors_NB = to_device(plan.factors_NB, device)
     # In place: with results kept for a `torch.cat`, a look-up takes 2.4 times as long (docs/decisions/0014).
     images_BCHW = images_BCHW.clone()
     for number, calls in enumerate(plan.calls_N):
-        tables_BL, factors_B = tables_NBL[number], factors_NB[number]
+        factors_B = factors_NB[number]
         for kernel, place in calls:
             if place.stop - place.start == 1:
                 row = int(plan.rows_NB[number, place.start])
                 one = slice(row, row + 1)
-                images_BCHW[one] = _run(kernel, images_BCHW[one], tables_BL[one], factors_B[one])
+                images_BCHW[one] = _run(kernel, images_BCHW[one], factors_B[one])
             else:
                 rows = rows_NB[number, place]
-                parts = (values.index_select(0, rows) for values in (images_BCHW, tables_BL, factors_B))
+                parts = (values.index_select(0, rows) for values in (images_BCHW, factors_B))
                 images_BCHW.index_copy_(0, rows, _run(kernel, *parts))
     return images_BCHW
 
 
-def _run(kernel: _Kernel, images_RCHW: Tensor, tables_RL: Tensor, factors_R: Tensor) -> Tensor:
+def _run(kernel: _Kernel, images_RCHW: Tensor, factors_R: Tensor) -> Tensor:
     op, argument = kernel
     height, width = int(images_RCHW.shape[2]), int(images_RCHW.shape[3])
     if op == Op.TranslateXRel:
@@ -186,8 +184,8 @@ def _run(kernel: _Kernel, images_RCHW: Tensor, tables_RL: Tensor, factors_R: Ten
     if op in GEOMETRIC:
         points = _sampling_points(Op(op), argument, height, width, images_RCHW.device)
         return image_ops.sample(images_RCHW, *points)
-    if kernel == _TABLE_KERNEL:
-        return apply_tables(images_RCHW, tables_RL.unsqueeze(1))
+    if op in _LEVEL_OPS:
+        return _LEVEL_OPS[op](images_RCHW, int(argument))
     if op in _ROW_OPS:
         return _ROW_OPS[op](images_RCHW)
     return _FACTOR_OPS[op](images_RCHW, factors_R.view(-1, 1, 1, 1))
@@ -199,7 +197,6 @@ class _Plan:
 
     rows_NB: NDArray[np.int64]
     """The batch's rows, those of one kernel beside each other."""
-    tables_NBL: NDArray[np.uint8]
     factors_NB: NDArray[np.float32]
     calls_N: list[list[tuple[_Kernel, slice]]]
     """What is run on which piece of `rows_NB`."""
@@ -208,26 +205,21 @@ class _Plan:
 def _plan(draw: RandAugmentDraw, max_rows: int) -> _Plan:
     num_rows, num_ops = draw.ops_BN.shape
     rows_NB = np.empty((num_ops, num_rows), dtype=np.int64)
-    tables_NBL = np.zeros((num_ops, num_rows, NUM_LEVELS), dtype=np.uint8)
     factors_NB = np.zeros((num_ops, num_rows), dtype=np.float32)
     calls_N: list[list[tuple[_Kernel, slice]]] = []
     for number in range(num_ops):
         drawn = list(zip(draw.ops_BN[:, number].tolist(), draw.arguments_BN[:, number].tolist(), strict=True))
         kernels = [_kernel(op, argument) for op, argument in drawn]
-        for row, kernel in enumerate(kernels):
-            if kernel == _TABLE_KERNEL:
-                tables_NBL[number, row] = _table(*drawn[row])
+        for row in range(num_rows):
             factors_NB[number, row] = _factor(*drawn[row])
         order = sorted(range(num_rows), key=kernels.__getitem__)
         rows_NB[number] = order
         calls_N.append(_calls([kernels[row] for row in order], max_rows))
-    return _Plan(rows_NB, tables_NBL, factors_NB, calls_N)
+    return _Plan(rows_NB, factors_NB, calls_N)
 
 
 def _kernel(op: int, argument: float) -> _Kernel:
-    if op in GEOMETRIC:
-        return (op, argument)
-    return _TABLE_KERNEL if op in _BY_TABLE else (op, 0.0)
+    return (op, argument if op in GEOMETRIC or op in _LEVEL_OPS else 0.0)
 
 
 def _factor(op: int, argument: float) -> float:
@@ -244,14 +236,6 @@ def _calls(kernels: list[_Kernel], max_rows: int) -> list[tuple[_Kernel, slice]]
             found += [(kernel, slice(at, min(at + max_rows, stop))) for at in range(start, stop, max_rows)]
         start = stop
     return found
-
-
-@lru_cache(maxsize=256)
-def _table(op: int, argument: float) -> level_tables.Table:
-    if op == Op.Brightness:
-        return level_tables.brightness(np.array([argument]))[0]
-    make = level_tables.solarize if op == Op.Solarize else level_tables.solarize_add
-    return make(int(argument))
 
 
 @lru_cache(maxsize=12)

@@ -3,12 +3,8 @@
 import hashlib
 import json
 import tarfile
-import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ import PIL
 import simplejpeg
 
 from data.image_check import BadImageError, CheckedImage, ImageLimits, check_image, quiet_pillow
+from data.record_fetch import fetch_in_order
 from data.shard_index import INDEX_SCHEMA, parquet_bytes, put_adopted_index, read_index
 from data.shard_plan import ShardPlan
 from data.store import ObjectNotFoundError, Store, StoreError
@@ -31,15 +28,6 @@ SHARD_FORMAT_VERSION = 4
 
 CODECS = (PIL.__version__, simplejpeg.__version__)
 """They make the bytes of re-encoded images, and the pixels that perceptual hashes are of."""
-
-# Small objects cost a round trip each, and handing one to a thread costs as much as decoding it: several are
-# fetched by one call.
-# With a local disk one call ahead of the decoder is enough, and each more takes time from it. Where a wait
-# says that the store is slow, all threads are used.
-_FEW_FETCHES, _MANY_FETCHES = 2, 9
-_SLOW_S = 0.005
-_FETCH_BYTES = 2**20
-_FETCH_RECORDS = 16
 
 _all_of_record = attrgetter(*(field.name for field in fields(Record)))
 _JSON_SEPARATORS = (",", ":")
@@ -141,43 +129,11 @@ def rewrite_shard(dataset: Store, shard: ShardInfo, split: str, drop: Collection
 def _check_records(
     records: Iterable[Record], corpus: Store, limits: ImageLimits
 ) -> Iterator[tuple[Record, CheckedImage | Reject]]:
-    """Fetch ahead in threads, decode in order."""
+    def fetch(record: Record) -> bytes | Reject:
+        return _fetch(record, corpus, limits)
 
-    def fetch(group: Sequence[Record]) -> list[bytes | Reject]:
-        return [_fetch(record, corpus, limits) for record in group]
-
-    with ThreadPoolExecutor(_MANY_FETCHES) as pool:
-        waiting: deque[tuple[Sequence[Record], Future[list[bytes | Reject]]]] = deque()
-        groups = _fetch_groups(records)
-        num_ahead = _FEW_FETCHES
-        try:
-            while True:
-                for group in islice(groups, num_ahead - len(waiting)):
-                    waiting.append((group, pool.submit(fetch, group)))
-                if not waiting:
-                    return
-                group, future = waiting.popleft()
-                asked_s = time.monotonic()
-                contents = future.result()
-                if time.monotonic() - asked_s > _SLOW_S:
-                    num_ahead = _MANY_FETCHES
-                for record, content in zip(group, contents, strict=True):
-                    yield record, _check(record, content, limits)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _fetch_groups(records: Iterable[Record]) -> Iterator[Sequence[Record]]:
-    """Cut records into groups of at most `_FETCH_BYTES`, a larger one alone."""
-    group: list[Record] = []
-    for record in records:
-        size_bytes = sum(other.size_bytes for other in group) + record.size_bytes
-        if group and (size_bytes > _FETCH_BYTES or len(group) == _FETCH_RECORDS):
-            yield group
-            group = []
-        group.append(record)
-    if group:
-        yield group
+    for record, content in fetch_in_order(records, fetch):
+        yield record, _check(record, content, limits)
 
 
 def _fetch(record: Record, corpus: Store, limits: ImageLimits) -> bytes | Reject:

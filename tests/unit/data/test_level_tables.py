@@ -1,18 +1,16 @@
 """Tables of 256 levels: look-ups and counts."""
 
-import pytest
 import torch
 
 from data.level_tables import apply_tables, histograms
 
 
-@pytest.mark.parametrize("num_tables", [1, 3])
-def test_each_channel_is_looked_up_in_its_table(num_tables: int) -> None:
-    generator = torch.Generator().manual_seed(num_tables)
+def test_each_channel_is_looked_up_in_its_table() -> None:
+    generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 3, 70, 80), dtype=torch.uint8, generator=generator)
-    tables = torch.randint(0, 256, (2, num_tables, 256), dtype=torch.uint8, generator=generator)
+    tables = torch.randint(0, 256, (2, 3, 256), dtype=torch.uint8, generator=generator)
     looked_up = apply_tables(images, tables)
-    expected = [[tables[r, c % num_tables][images[r, c].long()] for c in range(3)] for r in range(2)]
+    expected = [[tables[r, c][images[r, c].long()] for c in range(3)] for r in range(2)]
     assert torch.equal(looked_up, torch.stack([torch.stack(channels) for channels in expected]))
 
 
