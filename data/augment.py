@@ -27,9 +27,9 @@ from data.rand_augment import (
     DRAWS_PER_OP,
     NOT_APPLIED,
     RandAugmentDraw,
-    apply_rand_augment,
     describe_op,
     draw_rand_augment,
+    rand_augment_,
 )
 from data.randomness import uniforms
 from data.transfer import to_device
@@ -198,7 +198,7 @@ class Augment:
         images = _flip(to_planes(images_BHWC), draws.flips_B)
         if draws.jitters_BD is not None:
             images = _jitter(images, draws.jitters_BD)
-        return images if draws.rand_augment is None else apply_rand_augment(images, draws.rand_augment)
+        return images if draws.rand_augment is None else rand_augment_(images, draws.rand_augment)
 
     def _to_floats(self, images_BCHW: Tensor, draws: _Draws, dtype: torch.dtype) -> Tensor:
         """Normalise and erase. What still has boxes to come stays contiguous and float32: a mask over
@@ -267,11 +267,11 @@ def _check_batch(batch: Batch, lane_size: int, mixes: bool) -> None:
 
 
 def _flip(images_BCHW: Tensor, flips_B: NDArray[np.bool_]) -> Tensor:
-    """Mirror the chosen rows left to right, as bytes: four times less to move than floats."""
+    """Mirror the chosen rows left to right, in place, as bytes: four times less to move than floats."""
     if not flips_B.any():
         return images_BCHW
     rows = to_device(np.flatnonzero(flips_B), images_BCHW.device)
-    return images_BCHW.index_copy(0, rows, hflip(images_BCHW.index_select(0, rows)))
+    return images_BCHW.index_copy_(0, rows, hflip(images_BCHW.index_select(0, rows)))
 
 
 def _caption(draws: _Draws, weights: list[float], row: int) -> list[str]:

@@ -17,6 +17,20 @@ def apply_tables(images_RCHW: Tensor, tables_RCL: Tensor) -> Tensor:
 
 def histograms(images_RCHW: Tensor) -> Tensor:
     """Count each channel's levels: int64 [R, C, 256], exact whatever the order of counting."""
+    # `bincount` takes two thirds of the time, but a GPU would be waited for.
+    return (bin_counts if images_RCHW.device.type == "cpu" else scattered_counts)(images_RCHW)
+
+
+def bin_counts(images_RCHW: Tensor) -> Tensor:
+    """Count levels on a CPU."""
+    shape = images_RCHW.shape[:2]
+    starts_RC = torch.arange(shape.numel(), dtype=torch.int32).mul_(NUM_LEVELS).view(*shape, 1, 1)
+    bins = (starts_RC + images_RCHW).view(-1)
+    return torch.bincount(bins, minlength=shape.numel() * NUM_LEVELS).view(*shape, NUM_LEVELS)
+
+
+def scattered_counts(images_RCHW: Tensor) -> Tensor:
+    """Count levels on any device; on a GPU it has not run here."""
     indices = _as_indices(images_RCHW)
     counts = torch.zeros(len(indices), NUM_LEVELS, dtype=torch.int32, device=indices.device)
     ones = torch.ones((), dtype=torch.int32, device=indices.device).expand_as(indices)

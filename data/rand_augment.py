@@ -146,8 +146,8 @@ def describe_op(op: int, argument: float) -> str:
     return name if op in (Op.AutoContrast, Op.Equalize, Op.Invert) else f"{name} {argument:.3g}"
 
 
-def apply_rand_augment(images_BCHW: Tensor, draw: RandAugmentDraw) -> Tensor:
-    """Run the draw on uint8 images, contiguous; the result is new unless N is 0.
+def rand_augment_(images_BCHW: Tensor, draw: RandAugmentDraw) -> Tensor:
+    """Run the draw on uint8 images, contiguous, in place; return them.
 
     In each round the rows of a kernel are one call, or several of as many rows as the cache holds. What
     runs together is decided on the CPU and reaches the device in one copy.
@@ -158,8 +158,7 @@ def apply_rand_augment(images_BCHW: Tensor, draw: RandAugmentDraw) -> Tensor:
     plan = _plan(draw, rows_per_call(images_BCHW))
     rows_NB = to_device(plan.rows_NB, device)
     factors_NB = to_device(plan.factors_NB, device)
-    # In place: with results kept for a `torch.cat`, a look-up takes 2.4 times as long (docs/decisions/0014).
-    images_BCHW = images_BCHW.clone()
+    # With results kept for a `torch.cat` a look-up takes 2.4 times as long (docs/decisions/0014).
     for number, calls in enumerate(plan.calls_N):
         factors_B = factors_NB[number]
         for kernel, place in calls:

@@ -27,7 +27,7 @@ from data.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, AugmentConfig
 from data.crop import DecodeConfig, draw_crops
 from data.decode import decode_train
 from data.normalize import to_planes
-from data.rand_augment import Op, RandAugmentDraw, apply_rand_augment
+from data.rand_augment import Op, RandAugmentDraw, rand_augment_
 from data.types import Batch
 from tests.benchmarks.photos import png_files
 from tests.benchmarks.session import Session
@@ -255,7 +255,7 @@ def _rotation_difference(batch: Batch) -> float:
     margin = images.shape[2] // 4
     inside = (..., slice(margin, -margin), slice(margin, -margin))
     theirs = rotate(images, torch.full((len(images),), 12.0))
-    ours = apply_rand_augment(to_planes(batch.images_BHWC), draw).float() / 255.0
+    ours = rand_augment_(to_planes(batch.images_BHWC), draw).float() / 255.0
     difference = float((ours - theirs)[inside].abs().max())
     assert difference < 0.51 / 255, f"rotation differs by {difference:.2g}"
     return difference

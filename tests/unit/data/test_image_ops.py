@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from data import image_ops
-from data.rand_augment import GEOMETRIC, Op, RandAugmentDraw, apply_rand_augment, op_argument
+from data.rand_augment import GEOMETRIC, Op, RandAugmentDraw, op_argument, rand_augment_
 
 MAGNITUDES = (3.0, 9.0, 15.0)
 
@@ -41,7 +41,7 @@ def same_op(num_images: int, op: Op, argument: float) -> RandAugmentDraw:
 def run_op(images_BHWC: NDArray[np.uint8], op: Op, argument: float) -> NDArray[np.int64]:
     """Run one operation through the grouping code; the result is in levels, BHWC."""
     images = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).contiguous()
-    done = apply_rand_augment(images, same_op(len(images), op, argument))
+    done = rand_augment_(images.clone(), same_op(len(images), op, argument))
     return done.permute(0, 2, 3, 1).numpy().astype(np.int64)
 
 
@@ -192,11 +192,11 @@ def test_bits_do_not_depend_on_the_batch_or_the_threads(op: Op) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        whole = apply_rand_augment(images, same_op(8, op, argument))
+        whole = rand_augment_(images.clone(), same_op(8, op, argument))
         torch.set_num_threads(2)
-        assert torch.equal(apply_rand_augment(images, same_op(8, op, argument)), whole)
+        assert torch.equal(rand_augment_(images.clone(), same_op(8, op, argument)), whole)
         for row in range(8):
-            alone = apply_rand_augment(images[row : row + 1], same_op(1, op, argument))
+            alone = rand_augment_(images[row : row + 1].clone(), same_op(1, op, argument))
             assert torch.equal(alone[0], whole[row])
     finally:
         torch.set_num_threads(before)

@@ -2,7 +2,7 @@
 
 import torch
 
-from data.level_tables import apply_tables, histograms
+from data.level_tables import apply_tables, bin_counts, histograms, scattered_counts
 
 
 def test_each_channel_is_looked_up_in_its_table() -> None:
@@ -20,3 +20,8 @@ def test_levels_are_counted_by_channel() -> None:
     assert counts.shape == (1, 3, 256)
     assert counts.sum().item() == 9
     assert [counts[0, 0, 0], counts[0, 0, 5], counts[0, 1, 255], counts[0, 2, 2]] == [2, 1, 3, 1]
+
+
+def test_both_ways_to_count_agree() -> None:
+    images = torch.randint(0, 256, (4, 3, 30, 40), dtype=torch.uint8, generator=torch.manual_seed(0))
+    assert torch.equal(bin_counts(images), scattered_counts(images))
