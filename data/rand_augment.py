@@ -164,8 +164,8 @@ def rand_augment_(images_BCHW: Tensor, draw: RandAugmentDraw) -> Tensor:
         for kernel, place in calls:
             if place.stop - place.start == 1:
                 row = int(plan.rows_NB[number, place.start])
-                one = slice(row, row + 1)
-                images_BCHW[one] = _run(kernel, images_BCHW[one], factors_B[one])
+                image = images_BCHW.narrow(0, row, 1)
+                image.copy_(_run(kernel, image, factors_B.narrow(0, row, 1)))
             else:
                 rows = rows_NB[number, place]
                 parts = (values.index_select(0, rows) for values in (images_BCHW, factors_B))
