@@ -18,8 +18,8 @@ SIDE_PX = 32
 _NUM_FREQUENCIES = 8
 _MIDDLE = (_NUM_FREQUENCIES**2 - 1) // 2
 _ONE = 512
-# Of a larger picture sums could exceed 2**53.
-_MAX_PIXELS = 2**17
+# Beyond 2**17 pixels sums could exceed 2**53.
+_MAX_SIDE_PX = 362
 _REDUCED_SIDE_PX = 256
 _BASIS_FN: NDArray[np.float64] = np.array(
     [
@@ -38,7 +38,7 @@ def perceptual_hash(luma_HW: NDArray[np.uint8]) -> int | None:
 
     None for a picture too plain to tell from others (a blank page, a clear sky): its bits would be noise.
     """
-    if luma_HW.size > _MAX_PIXELS:
+    if max(luma_HW.shape) > _MAX_SIDE_PX:
         size = tuple(min(side, _REDUCED_SIDE_PX) for side in reversed(luma_HW.shape))
         luma_HW = np.asarray(Image.fromarray(luma_HW).resize(size, Image.Resampling.BOX))
     height, width = luma_HW.shape
@@ -51,7 +51,7 @@ def perceptual_hash(luma_HW: NDArray[np.uint8]) -> int | None:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=_MAX_SIDE_PX)
 def _waves(side_px: int) -> NDArray[np.float64]:
     """Return the matrix that averages N = `side_px` pixels into `SIDE_PX` and takes their DCT, times 32 N."""
     pixels, means = np.arange(side_px + 1) * SIDE_PX, np.arange(SIDE_PX + 1) * side_px

@@ -54,7 +54,7 @@ def test_plain_pictures_have_none() -> None:
         assert check_image(encode(Image.fromarray(plain), "JPEG"), ImageLimits()).perceptual_hash is None
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 300), (7, 2000), (33, 31)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (7, 2000), (33, 31), (362, 362), (363, 1)])
 def test_any_size(size: tuple[int, int]) -> None:
     luma = np.random.default_rng(0).integers(0, 256, size, np.uint8)
     found = perceptual_hash(luma)

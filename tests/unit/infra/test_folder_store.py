@@ -1,5 +1,6 @@
 import os
 import pickle
+import tempfile
 import threading
 from pathlib import Path
 
@@ -116,6 +117,27 @@ def test_download_and_upload(store: FolderStore, tmp_path: Path) -> None:
     store.upload(source, "folder/x")
     store.download("folder/x", tmp_path / "new folder" / "target")
     assert (tmp_path / "new folder" / "target").read_bytes() == b"content"
+
+
+def test_an_upload_may_take_its_source(store: FolderStore, tmp_path: Path) -> None:
+    """A shard's tar was copied, and so written twice."""
+    source = tmp_path / "source"
+    source.write_bytes(b"content")
+    inode = source.stat().st_ino
+    store.upload(source, "folder/x", keep_source=False)
+    assert store.get("folder/x") == b"content"
+    assert (store.root / "folder/x").stat().st_ino == inode
+
+
+def test_a_source_on_another_disk_is_copied(store: FolderStore, tmp_path: Path) -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second disk")
+    with tempfile.NamedTemporaryFile(dir=memory) as source:
+        source.write(b"content")
+        source.flush()
+        store.upload(Path(source.name), "x", keep_source=False)
+    assert store.get("x") == b"content"
 
 
 def test_absent_objects(store: FolderStore, tmp_path: Path) -> None:
