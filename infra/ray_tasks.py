@@ -25,23 +25,26 @@ def stream_tasks(
 ) -> Generator[tuple[int, Result]]:
     """Call `fn` on every item as Ray tasks; yield (the item's number, result) in the order tasks finish.
 
-    At most `max_in_flight` are submitted at a time, and one item more is taken: there may be any number of
-    them. A task whose process dies, or that raises StoreError or another OSError, runs again; any other
-    exception, or a task that keeps failing, is raised here as it is. The rest is cancelled then, and where
-    the caller stops asking.
+    At most `max_in_flight` are submitted at a time, and items are taken only as they are submitted: there
+    may be any number of them. A task whose process dies, or that raises StoreError or another OSError,
+    runs again; any other exception, or a task that keeps failing, is raised here as it is. The rest is
+    cancelled then, and where the caller stops asking.
     """
     remote_fn = ray.remote(num_cpus=num_cpus_per_task, max_retries=max_retries, retry_exceptions=_TRANSIENT)(
         _call
     )
     pending: dict[Any, int] = {}
     upcoming = enumerate(items)
-    following = next(upcoming, None)
+    is_exhausted = False
     try:
-        while pending or following is not None:
-            while following is not None and len(pending) < max_in_flight:
-                pending[remote_fn.remote(fn, following[1])] = following[0]
-                # Made while tasks run: the next one starts as soon as one of them ends.
-                following = next(upcoming, None)
+        while True:
+            while len(pending) < max_in_flight and not is_exhausted:
+                if (submitted := next(upcoming, None)) is None:
+                    is_exhausted = True
+                else:
+                    pending[remote_fn.remote(fn, submitted[1])] = submitted[0]
+            if not pending:
+                return
             finished, _ = ray.wait(list(pending), num_returns=1)
             for reference in finished:
                 yield pending.pop(reference), _get(reference)
