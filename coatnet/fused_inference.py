@@ -35,14 +35,18 @@ def _is_plain_inference(x: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
+        and _onednn_is_on()
         and not (nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)  # pyright: ignore[reportPrivateUsage]
     )
+
+
+@torch.compiler.assume_constant_result
+def _onednn_is_on() -> bool:
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 def _is_plain_module(module: nn.Module) -> bool:
@@ -54,8 +58,9 @@ def _is_plain_module(module: nn.Module) -> bool:
         return False
     if type(module) in _LAYERS:
         # Tensors made in inference mode do not count their writes, so nothing could be kept of them.
+        # A compiled graph keeps nothing.
         weight = module.weight
-        return isinstance(weight, Tensor) and not weight.is_inference()
+        return torch.compiler.is_compiling() or (isinstance(weight, Tensor) and not weight.is_inference())
     return type(module) in _NAMES
 
 
@@ -66,6 +71,8 @@ def is_watched(module: nn.Module) -> bool:
 
 def linear(x: Tensor, layer: nn.Linear, activation: nn.Module | None = None) -> Tensor:
     """Return activation(layer(x)) in one pass. Needs `is_fusable`."""
+    if torch.compiler.is_compiling():  # inductor lowers this operation for constant weights alone
+        return layer(x) if activation is None else activation(layer(x))
     return _ONEDNN._linear_pointwise(x, layer.weight, layer.bias, *_post_op(activation))
 
 
@@ -105,7 +112,10 @@ class FusedConvolution:
         after: nn.Module | None = None,
     ) -> Tensor:
         """Return [B, O, H', W']. Needs `is_fusable`."""
-        weight, bias = self._weights(before, convolution, after)
+        if torch.compiler.is_compiling():
+            weight, bias = _fold(before, convolution, after)
+        else:
+            weight, bias = self._weights(before, convolution, after)
         geometry = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
         return _ONEDNN._convolution_pointwise(x_BCHW, weight, bias, *geometry, *_post_op(activation))
 

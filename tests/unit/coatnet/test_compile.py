@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
+from torch.fx import GraphModule
 
 from coatnet import CoAtNet
 from tests.tiny_coatnet import TINY
@@ -40,6 +42,22 @@ def test_one_graph_in_eval_that_follows_the_weights() -> None:
             torch.testing.assert_close(compiled(images), model(images))
         model.load_state_dict(other.state_dict())
         torch.testing.assert_close(compiled(images), other(images))
+
+
+def test_the_graph_of_eval_folds_norms_and_activations() -> None:
+    """Compiled inference was slower than eager: the compiler folds no BatchNorm whose weights may change."""
+    called: list[str] = []
+
+    def note(graph: GraphModule, _: list[Tensor]) -> GraphModule:
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    model, images = CoAtNet(CONFIG).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        found = torch.compile(model, fullgraph=True, backend=note)(images)
+        torch.testing.assert_close(found, model(images))
+    assert any("_convolution_pointwise" in target for target in called)
+    assert not any("batch_norm" in target for target in called)
 
 
 @pytest.mark.slow
