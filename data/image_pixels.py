@@ -1,7 +1,7 @@
 """Image files to pixels, strictly, and pixels to image files.
 
-A JPEG is decoded by libjpeg-turbo with its warnings as errors, which is stricter and quicker than
-Pillow. Where the file's own bytes are kept, only a grey picture of an eighth of the size is made: all
+A JPEG is decoded by libjpeg-turbo, and what it calls corrupt is unreadable here: stricter and quicker
+than Pillow. Where the file's own bytes are kept, only a grey picture of an eighth of the size is made: all
 coded data is read as for the whole, and only the arithmetic that cannot fail is left out.
 Shape letters: H height, W width.
 """
@@ -16,6 +16,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.jpeg_header import read_jpeg_header
+
 Pixels: TypeAlias = NDArray[np.uint8]
 
 # The perceptual hash reduces to 32 px: more is needed, but not much.
@@ -25,6 +27,7 @@ _LUMA_SIDE_PX = 64
 _PNG_SIGNATURE_BYTES = 8
 _PNG_LENGTH = struct.Struct(">I")
 _PNG_AROUND_DATA_BYTES = 12
+_END_OF_IMAGE = "0xd9"
 
 
 class BadImageError(Exception):
@@ -39,7 +42,7 @@ class BadImageError(Exception):
 def jpeg_luma(content: bytes, height: int, width: int) -> Pixels | None:
     """Decode all of a JPEG of a known size to a small grey picture, uint8 [H, W].
 
-    None for one that Pillow has to judge. Raises `BadImageError` for one that ends early.
+    None for one that Pillow has to judge. Raises `BadImageError` for one whose coded data is damaged.
     """
     pixels_HWC = _decode_jpeg(content, "GRAY", height, width, _LUMA_SIDE_PX)
     return None if pixels_HWC is None else pixels_HWC[..., 0]
@@ -72,9 +75,20 @@ def _decode_jpeg(content: bytes, colours: str, height: int, width: int, min_side
             content, colours, min_height=min(height, min_side_px), min_width=min(width, min_side_px)
         )
     except ValueError as error:
-        if "remature end" in str(error):
+        if _is_damage(str(error), content):
             raise BadImageError("unreadable", str(error)) from None
         return None
+
+
+def _is_damage(message: str, content: bytes) -> bool:
+    """Say whether libjpeg-turbo's complaint (its `jerror.h`) is of the coded data, which Pillow would pass.
+
+    Extraneous bytes at the very end are what some cameras leave behind, and between the segments in front
+    of the first scan they harm nothing; between scans or restarts they are data that made no sense.
+    """
+    if "extraneous bytes" in message:
+        return not message.endswith(_END_OF_IMAGE) and read_jpeg_header(content) is not None
+    return message.startswith("Corrupt JPEG data") or "remature end" in message
 
 
 def _check_png_crcs(content: bytes) -> None:

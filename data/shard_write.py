@@ -24,7 +24,7 @@ from data.types import Record, Reject, Sample, ShardInfo
 from data.webdataset_key import escape_key
 
 # Raise it when the bytes written for the same input change.
-SHARD_FORMAT_VERSION = 4
+SHARD_FORMAT_VERSION = 5
 
 CODECS = (PIL.__version__, simplejpeg.__version__)
 """They make the bytes of re-encoded images, and the pixels that perceptual hashes are of."""

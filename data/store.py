@@ -23,6 +23,10 @@ class StoreError(OSError):
     """A fault of the store that retries did not cure."""
 
 
+class StoreRefusedError(StoreError):
+    """No space left, or no right to read or write: no retry helps, a person must act."""
+
+
 class ObjectNotFoundError(StoreError):
     """The object does not exist. The message names its full URI."""
 

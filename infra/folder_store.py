@@ -11,12 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import InputError
-from data.store import ObjectInfo, ObjectNotFoundError, ObjectTooShortError, StoreError
+from data.store import (
+    ObjectInfo,
+    ObjectNotFoundError,
+    ObjectTooShortError,
+    StoreError,
+    StoreRefusedError,
+)
 from data.temporary_folder import DISK_FULL_ERRNOS
 
 # Half-written files carry this prefix until they are renamed; listings leave them out.
 _PARTIAL_PREFIX = ".coatnet-partial-"
 _ABSENT_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
+_FORBIDDEN_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 def check_object_path(path: str) -> str:
@@ -153,7 +160,8 @@ class FolderStore:
 
 def named_fault(what: str, error: OSError) -> StoreError:
     """Return the file system's error as a `StoreError` that names its object and keeps the errno."""
-    fault = StoreError(f"{what}: {error.strerror or error}")
+    kind = StoreRefusedError if error.errno in DISK_FULL_ERRNOS | _FORBIDDEN_ERRNOS else StoreError
+    fault = kind(f"{what}: {error.strerror or error}")
     fault.errno = error.errno
     return fault
 
@@ -210,8 +218,11 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
     identity = (stat.st_dev, stat.st_ino)
     if identity in above:
         raise InputError(f"{folder} links to a folder above itself: remove the link")
-    with os.scandir(folder) as scan:
-        entries = [entry for entry in scan if not entry.name.startswith(_PARTIAL_PREFIX)]
+    try:
+        with os.scandir(folder) as scan:
+            entries = [entry for entry in scan if not entry.name.startswith(_PARTIAL_PREFIX)]
+    except PermissionError as error:
+        raise named_fault(str(folder), error) from error
     # A folder sorts as its contents do: "a.png" stands before "a/b" because "." < "/".
     for entry in sorted(entries, key=lambda e: f"{e.name}/" if e.is_dir() else e.name):
         if not _is_utf8(entry.name):

@@ -18,7 +18,7 @@ from coatnet.loop import TrainingStoppedError
 from coatnet.step import NonFiniteLossError
 from data.errors import InputError
 from data.snapshot import SnapshotConflictError
-from data.store import StoreError
+from data.store import StoreError, StoreRefusedError
 from data.temporary_folder import TemporaryFolderFullError
 from infra.interpreter import leave_path_with_spaces
 from infra.ray_runtime import WorkersFailedError
@@ -35,7 +35,6 @@ _FAULTS = (
     WorkersFailedError,
     NonFiniteLossError,
     StoreError,
-    TemporaryFolderFullError,
     SnapshotConflictError,
     MlflowException,
     RayError,
@@ -56,13 +55,20 @@ def announce(line: str) -> None:
 
 
 def run_main(main: Callable[[list[str]], int]) -> None:
-    """Run an entry point: bad input is one line and exit code 2, a fault 1, a stop 130."""
+    """Run an entry point: bad input is one line and exit code 2, a fault 1, a stop 130.
+
+    2 is for what a person must change, so also for a full disk and for missing rights.
+    """
     interrupt_on_stop_signals()
     try:
         leave_path_with_spaces()
         code = main(sys.argv[1:])
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        code = EXIT_BAD_INPUT
+    except (StoreRefusedError, TemporaryFolderFullError) as error:
+        line = " ".join(str(error).split())
+        print(f"error: {line}; mend that, and run the same command to go on", file=sys.stderr, flush=True)
         code = EXIT_BAD_INPUT
     except _FAULTS as error:
         for note in getattr(error, "__notes__", []):

@@ -116,8 +116,13 @@ def _local_folders(corpus: Store) -> Iterator[tuple[str, ...]]:
 
 
 def _visible_folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    except PermissionError:
+        raise InputError(
+            f"folder {folder} of the corpus may not be read: allow it to this user, or move the folder away"
+        ) from None
 
 
 def _has_split_folders(uri: str, tree: _Tree) -> bool:

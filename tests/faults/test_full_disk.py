@@ -130,8 +130,9 @@ def test_the_command_line_says_it_in_one_line(small_disk: Path, tmp_path: Path) 
         text=True,
         timeout=120,
     )
-    assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith("failed: ")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.endswith("mend that, and run the same command to go on\n")
     assert "No space left on device" in done.stderr
     assert str(small_disk) in done.stderr
     assert done.stderr.count("\n") == 1

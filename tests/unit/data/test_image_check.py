@@ -261,6 +261,37 @@ def test_an_end_marker_does_not_make_a_cut_jpeg_whole() -> None:
     assert reason_of(content[: len(content) // 2] + b"\xff\xd9") == "unreadable"
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"optimize": True}, {"restart_marker_blocks": 4}]
+)
+def test_overwritten_coded_data_is_unreadable(options: dict[str, Any]) -> None:
+    """Pillow passes bad Huffman codes, and so did we: only an early end was a reject."""
+    content = bytearray(encode(SMOOTH, "JPEG", quality=90, **options))
+    rng = np.random.default_rng(0)
+    num_found = 0
+    for start in rng.integers(len(content) // 3, len(content) - 100, 60):
+        damaged = bytes(content[:start] + rng.bytes(64) + content[start + 64 :])
+        try:
+            simplejpeg.decode_jpeg(damaged)
+        except ValueError as error:
+            complaint = str(error)
+        else:
+            continue
+        if "Corrupt JPEG data" in complaint and not complaint.endswith("0xd9"):
+            num_found += 1
+            assert reason_of(damaged) == "unreadable"
+    assert num_found > 10
+
+
+def test_bytes_left_before_the_end_marker_are_no_damage() -> None:
+    """Some cameras write them."""
+    content = encode(SMOOTH, "JPEG")
+    padded = content[:-2] + bytes(30) + content[-2:]
+    with pytest.raises(ValueError, match="extraneous bytes before marker 0xd9"):
+        simplejpeg.decode_jpeg(padded)
+    assert check(padded).image_bytes == padded
+
+
 def test_stray_bytes_between_markers_are_no_damage() -> None:
     content = encode(SMOOTH, "JPEG")
     odd = content[:20] + b"\0\0\0" + content[20:]  # after the first segment

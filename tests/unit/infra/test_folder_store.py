@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import InputError
-from data.store import ObjectNotFoundError, ObjectTooShortError, StoreError
+from data.store import ObjectNotFoundError, ObjectTooShortError, StoreError, StoreRefusedError
 from infra.store import FolderStore, check_store, open_store
+from tests.other_user import forbidden_folder, without_rights
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=20).filter(
     lambda name: name not in (".", "..") and len(name.encode()) < 200
@@ -210,3 +211,14 @@ def test_a_link_that_nfs_repeats_still_wins(store: FolderStore, monkeypatch: pyt
     assert not store.put_if_absent("x", b"other")
     assert store.get("x") == b"mine"
     assert os.listdir(store.root) == ["x"]
+
+
+def test_what_may_not_be_read_is_named_and_is_no_fault_to_retry() -> None:
+    """A `lost+found` in a corpus ended in `Permission denied; run the same command to go on`."""
+    with forbidden_folder("data/secret") as root:
+        store = FolderStore(root=root / "data")
+        with without_rights():
+            with pytest.raises(StoreRefusedError, match=r"data/secret: Permission denied$"):
+                list(store.list())
+            with pytest.raises(StoreRefusedError, match=r"data/b.png: Permission denied$"):
+                store.put("b.png", b"x")

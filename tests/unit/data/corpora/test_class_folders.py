@@ -7,7 +7,9 @@ from data.corpora.class_folders import ClassFolderReader
 from data.errors import InputError
 from data.listing import records_of
 from data.types import Record
+from infra.folder_store import FolderStore
 from tests.image_samples import fill
+from tests.other_user import forbidden_folder, without_rights
 
 
 def read(reader: ClassFolderReader) -> list[Record]:
@@ -44,6 +46,17 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     found = listed(tmp_path, ["train/a.png", "car/b.png"])
     assert [record.labels for record in found] == [("car",), ("train",)]
     assert all(record.split is None for record in found)
+
+
+def test_a_folder_that_may_not_be_read_is_named() -> None:
+    """A disk's own `lost+found` beside the classes ended in a traceback."""
+    with forbidden_folder("lost+found") as root:
+        reader = ClassFolderReader(corpus=FolderStore(root=root))
+        with (
+            without_rights(),
+            pytest.raises(InputError, match=r"folder \S+/lost\+found of the corpus may not"),
+        ):
+            read(reader)
 
 
 def test_batches_are_small_whatever_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
