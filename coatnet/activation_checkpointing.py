@@ -4,6 +4,7 @@ from collections.abc import Collection, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.utils.checkpoint import checkpoint
@@ -22,7 +23,10 @@ class CheckpointedStage(nn.Sequential):
         if not self.training:
             return super().forward(input)
         for block in self:
-            input = checkpoint(block, input, use_reentrant=False, context_fn=partial(_contexts, block))
+            if torch.compiler.is_compiling():  # it takes no contexts, and counts a batch once by itself
+                input = checkpoint(block, input, use_reentrant=False)
+            else:
+                input = checkpoint(block, input, use_reentrant=False, context_fn=partial(_contexts, block))
         return input
 
 

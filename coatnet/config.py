@@ -7,6 +7,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from data.errors import InputError
 from data.plain import with_tuples
 
+_MIN_STRIDED_WIDTH = 8
+"""With fewer, oneDNN's backward pass of a strided 1x1 convolution writes beside its buffers (torch 2.13)."""
+
 RelativeAttention = Literal["pre", "post", "none"]
 NormKind = Literal["batch", "layer"]
 DownsampleOn = Literal["conv1x1", "depthwise", "pool"]
@@ -154,6 +157,11 @@ def _check_numbers(config: ModelConfig) -> None:
         "pretrain_image_size_px",
     ):
         _check_positive(name, getattr(config, name))
+    if config.stem_kernel_size % 2 == 0 and config.stem_kernel_size != config.stem_stride:
+        raise InputError(
+            f"stem_kernel_size is {config.stem_kernel_size}; it must be odd, or stem_stride = "
+            f"{config.stem_stride} for patches"
+        )
     if config.stem_inner_width is not None:
         _check_positive("stem_inner_width", config.stem_inner_width)
     for name in ("norm_eps", "transformer_norm_eps"):
@@ -195,7 +203,19 @@ def _check_stages(config: ModelConfig) -> None:
     if set(config.strides) - {1, 2}:
         raise InputError(f"strides are {config.strides}; each must be 1 or 2")
     in_widths = (config.stem_width, *config.widths[:-1])
-    for letter, in_width, width in zip(config.layout, in_widths, config.widths, strict=True):
+    for letter, in_width, width, stride in zip(
+        config.layout, in_widths, config.widths, config.strides, strict=True
+    ):
+        if (
+            letter == "C"
+            and stride > 1
+            and config.downsample_on == "conv1x1"
+            and in_width < _MIN_STRIDED_WIDTH
+        ):
+            raise InputError(
+                f"a downsampling convolution stage has {in_width} input channels; at least "
+                f"{_MIN_STRIDED_WIDTH} are needed with downsample_on = 'conv1x1'"
+            )
         if letter == "T" and width % config.head_size:
             raise InputError(f"transformer width {width} is not a multiple of head_size = {config.head_size}")
         if letter == "T" and config.attention_width == "input" and in_width % config.head_size:

@@ -21,7 +21,8 @@ def export_program(model: CoAtNet, image_size_px: int) -> ExportedProgram:
         raise InputError("the model is in training mode; call eval() before the export")
     channels = model.config.in_channels
     # Two images: a batch of one would be taken for a constant.
-    images_BCHW = torch.zeros(2, channels, image_size_px, image_size_px)
+    device = next(model.parameters()).device
+    images_BCHW = torch.zeros(2, channels, image_size_px, image_size_px, device=device)
     shapes = {"images_BCHW": {0: Dim("batch", min=1)}}
     with torch.no_grad():
         return torch.export.export(model, (images_BCHW,), dynamic_shapes=shapes)

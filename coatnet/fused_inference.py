@@ -59,8 +59,8 @@ def _is_plain_module(module: nn.Module) -> bool:
     if type(module) in _LAYERS:
         # Tensors made in inference mode do not count their writes, so nothing could be kept of them.
         # A compiled graph keeps nothing.
-        weight = module.weight
-        return torch.compiler.is_compiling() or (isinstance(weight, Tensor) and not weight.is_inference())
+        weight: object = module.weight
+        return isinstance(weight, Tensor) and (torch.compiler.is_compiling() or not weight.is_inference())
     return type(module) in _NAMES
 
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from coatnet.config import ModelConfig
 from coatnet.fused_inference import FusedConvolution, is_fusable
@@ -20,7 +21,8 @@ from coatnet.transformer import TransformerBlock
 class Stem(nn.Sequential):
     """S0: convolutions, the first with the stem's stride and kernel; norm and activation between them.
 
-    Zeros around the image make ceil(H / stride) rows of it, also where the stride does not divide H.
+    Zeros around the image make ceil(H / stride) rows of it, also where the stride does not divide H. Patches
+    (a kernel as large as its stride, ViT's stem) begin at the first pixel: zeros stand below and right alone.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -34,15 +36,19 @@ class Stem(nn.Sequential):
                     ACTIVATIONS[config.conv_activation](),
                 ]
             size, stride = (3, 1) if index else (config.stem_kernel_size, config.stem_stride)
-            padding = (size - 1) // 2
+            padding = 0 if size == stride else (size - 1) // 2
             layers.append(
                 nn.Conv2d(in_width, width, size, stride=stride, padding=padding, bias=config.stem_bias)
             )
         super().__init__(*layers)
+        self._patch_px = config.stem_stride if config.stem_kernel_size == config.stem_stride else 1
         self._fused = [FusedConvolution() for _ in range(config.stem_depth - 1)]
 
     def forward(self, input: Tensor) -> Tensor:
         """Map [B, C, H, W] to [B, stem_width, ceil(H / stride), ceil(W / stride)]."""
+        below, right = (-side % self._patch_px for side in input.shape[2:])
+        if below or right:
+            input = F.pad(input, (0, right, 0, below))
         if len(self) != 3 * len(self._fused) + 1 or not is_fusable(input, *self):
             return super().forward(input)
         x, layers = input, list(self)
@@ -99,9 +105,13 @@ class CoAtNet(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Map normalised float images [B, C, H, W] to logits [B, K].
 
-        Raises ValueError for a wrong rank, channel count or dtype, or for too small an image.
+        Raises ValueError for a wrong rank, channel count or dtype, no image, or too small a one.
         """
         check_images(images_BCHW, self.config)
+        if images_BCHW.dtype == torch.float64 != self.head.classifier.weight.dtype:
+            raise ValueError(
+                "images are torch.float64, as NumPy makes them, and the weights are not; call .float()"
+            )
         x = self.stem(images_BCHW.contiguous(memory_format=torch.channels_last))
         for stage in self.stages:
             x = stage(x)
@@ -157,6 +167,8 @@ def check_images(images_BCHW: Tensor, config: ModelConfig) -> None:
     in_channels, smallest = config.in_channels, config.stem_stride
     if images_BCHW.ndim != 4:
         raise ValueError(f"images have shape {tuple(images_BCHW.shape)}; expected [B, {in_channels}, H, W]")
+    if images_BCHW.shape[0] == 0:
+        raise ValueError("there is no image in the batch; give at least one")
     if images_BCHW.shape[1] != in_channels:
         raise ValueError(f"images have {images_BCHW.shape[1]} channels; the model takes {in_channels}")
     if not images_BCHW.is_floating_point():

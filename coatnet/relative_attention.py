@@ -3,6 +3,8 @@
 Shape letters: B batch, H height, W width, N = H * W positions, h heads, d head size, C channels.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,7 +27,6 @@ class RelativeBias(nn.Module):
     def __init__(self, num_heads: int, grid_size: int) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.empty(num_heads, 2 * grid_size - 1, 2 * grid_size - 1))
-        self._indices: dict[tuple[int, int, torch.device], Tensor] = {}
         self._cache: dict[tuple[object, ...], Tensor] = {}
         self._cached_version: tuple[int, int] | None = None
 
@@ -57,25 +58,28 @@ class RelativeBias(nn.Module):
         return super().train(mode)
 
     def _gather(self, height: int, width: int, dtype: torch.dtype) -> Tensor:
-        table = self.table.float()
+        table = self.table.to(torch.promote_types(self.table.dtype, torch.float32))
         if table.shape[1:] != (2 * height - 1, 2 * width - 1):
             size = (2 * height - 1, 2 * width - 1)
             table = F.interpolate(table[None], size=size, mode="bilinear", align_corners=False)[0]
         num_positions = height * width
-        bias = table.flatten(1).index_select(1, self._index(height, width))
+        bias = table.flatten(1).index_select(1, _index(height, width, table.device))
         return bias.view(-1, num_positions, num_positions).to(dtype)
 
-    def _index(self, height: int, width: int) -> Tensor:
-        if torch.compiler.is_compiling():  # a traced graph keeps nothing between calls
-            return relative_index(height, width).to(self.table.device)
-        key = (height, width, self.table.device)
-        if key not in self._indices:
-            with torch.inference_mode(False):  # made in inference mode it could never be trained with
-                self._indices[key] = relative_index(height, width).to(self.table.device)
-        return self._indices[key]
-
     def __getstate__(self) -> dict[str, object]:
-        return {**super().__getstate__(), "_indices": {}, "_cache": {}, "_cached_version": None}
+        return {**super().__getstate__(), "_cache": {}, "_cached_version": None}
+
+
+def _index(height: int, width: int, device: torch.device) -> Tensor:
+    if torch.compiler.is_compiling():  # a traced graph keeps nothing between calls
+        return relative_index(height, width).to(device)
+    return _kept_index(height, width, device)
+
+
+@lru_cache(maxsize=_MAX_CACHED_GRIDS)
+def _kept_index(height: int, width: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # made in inference mode it could never be trained with
+        return relative_index(height, width).to(device)
 
 
 def relative_index(height: int, width: int) -> Tensor:

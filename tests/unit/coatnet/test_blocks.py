@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from coatnet import ModelConfig
 from coatnet.layers import Downsample, make_norm_2d, make_norm_channels_last
 from coatnet.mbconv import MBConvBlock
+from coatnet.relative_attention import RelativeBias
 from coatnet.transformer import TransformerBlock
 
 CONFIG = ModelConfig(layout="CT", widths=(8, 16), depths=(1, 1), strides=(2, 2), head_size=8)
@@ -67,7 +68,7 @@ def test_equal_width_shortcut_has_no_projection() -> None:
     assert sum(p.numel() for p in Downsample(8, 8, 2, "max").parameters()) == 0
 
 
-@pytest.mark.parametrize("kind", ["mbconv", "transformer"])
+@pytest.mark.parametrize("kind", ["mbconv", "pre", "post", "none"])
 def test_gradients_are_right(kind: str) -> None:
     torch.manual_seed(0)
     config = ModelConfig(
@@ -76,12 +77,14 @@ def test_gradients_are_right(kind: str) -> None:
     if kind == "mbconv":
         block: torch.nn.Module = MBConvBlock(config, 2, 2, 2, 0.0)
     else:
-        # The bias is computed in float32, too coarse for finite differences.
-        block = TransformerBlock(
-            ModelConfig(**{**config.to_dict(), "relative_attention": "none"}), 2, 2, 2, 0.0, 2
-        )
+        config = ModelConfig.from_dict({**config.to_dict(), "relative_attention": kind})
+        block = TransformerBlock(config, 2, 2, 2, 0.0, 2)
+        if isinstance(block.attention.bias, RelativeBias):
+            block.attention.bias.reset_parameters()
     x = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(block.double(), (x,))
+    weights = list(block.double().parameters())
+    # The weights, too: those of the relative bias are among them.
+    assert torch.autograd.gradcheck(lambda x, *_: block(x), (x, *weights))
 
 
 @pytest.mark.parametrize(("kind", "eps"), [("batch", 1e-3), ("layer", 1e-5)])

@@ -9,7 +9,7 @@ from coatnet.interop import load_for_finetune, load_model, save_model
 from data.errors import InputError
 
 CONFIG = ModelConfig(
-    layout="CT", stem_width=4, widths=(4, 8), depths=(1, 1), strides=(2, 2), head_size=4, num_classes=3
+    layout="CT", stem_width=8, widths=(8, 8), depths=(1, 1), strides=(2, 2), head_size=4, num_classes=3
 )
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from coatnet import CoAtNet, ModelConfig
@@ -92,12 +93,30 @@ def test_stochastic_depth_grows_linearly_and_only_acts_in_training() -> None:
         (torch.zeros(3, 64, 64), r"shape \(3, 64, 64\); expected \[B, 3, H, W\]"),
         (torch.zeros(1, 1, 64, 64), "1 channels; the model takes 3"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "torch.uint8; normalise"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.float64), r"torch.float64, .* call .float\(\)"),
+        (torch.zeros(0, 3, 64, 64), "no image in the batch"),
         (torch.zeros(1, 3, 64, 1), "64 x 1 pixels; the stem needs 2 x 2"),
     ],
 )
 def test_wrong_images_are_one_clear_error(images: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_small()(images)
+
+
+def test_patches_begin_at_the_first_pixel_and_cover_the_last() -> None:
+    """Patches of 16 px were padded by 7 all around, so that the last 7 rows and columns were never seen."""
+    model = CoAtNet(
+        ModelConfig(**{**SMALL.to_dict(), "stem_depth": 1, "stem_kernel_size": 16, "stem_stride": 16})
+    )
+    convolution = model.stem[0]
+    assert isinstance(convolution, nn.Conv2d)
+    images = torch.randn(1, 3, 48, 33)
+    with torch.no_grad():
+        found = model.stem(images)
+        padded = F.pad(images, (0, 15, 0, 0))
+        expected = F.conv2d(padded, convolution.weight, convolution.bias, stride=16)
+    assert found.shape[2:] == (3, 3)
+    torch.testing.assert_close(found, expected)
 
 
 def test_depthwise_initialisation_counts_one_group() -> None:

@@ -18,13 +18,14 @@ no_deadline = settings(deadline=None)
 @st.composite
 def configs(draw: st.DrawFn) -> ModelConfig:
     layout = draw(LAYOUTS)
+    stem_stride = draw(st.sampled_from([1, 2]))
     choices: dict[str, Any] = {
         "downsample_on": st.sampled_from(["conv1x1", "depthwise", "pool"]),
         "pool": st.sampled_from(["max", "avg", "max3"]),
         "relative_attention": st.sampled_from(["pre", "post", "none"]),
         "norm": st.sampled_from(["batch", "layer"]),
-        "stem_stride": st.sampled_from([1, 2]),
-        "stem_kernel_size": st.sampled_from([3, 7]),
+        "stem_stride": st.just(stem_stride),
+        "stem_kernel_size": st.sampled_from([3, 7, stem_stride]),
         "strides": st.tuples(*(st.sampled_from([1, 2]) for _ in layout)),
     }
     return ModelConfig(
