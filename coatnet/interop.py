@@ -1,7 +1,7 @@
 """Weights on disk, `model.safetensors` beside `config.json`, and weights of timm. Nothing is unpickled."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from coatnet.config import ModelConfig
+from coatnet.misfit import describe_misfit
 from coatnet.model import CoAtNet
 from coatnet.timm_variants import timm_config
 from coatnet.timm_weights import from_timm, to_timm
@@ -49,9 +50,11 @@ def load_config(directory: Path) -> ModelConfig:
 
 
 def load_model(directory: Path) -> CoAtNet:
-    """Return the saved model in eval mode."""
+    """Return the saved model in eval mode. Raises InputError for weights of another config."""
     model = CoAtNet(load_config(directory))
-    model.load_state_dict(load_weights(directory))
+    weights = load_weights(directory)
+    _check_fit(model, weights, directory)
+    model.load_state_dict(weights)
     return model.eval()
 
 
@@ -80,8 +83,13 @@ def load_for_finetune(
         renewed = [name for name in weights if name.startswith("head.classifier.")]
         for name in renewed:
             del weights[name]
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    wrong = sorted((set(missing) - set(renewed)) | set(unexpected))
-    if wrong:
-        raise InputError(f"the weights in {directory} do not fit their config: {', '.join(wrong[:5])}")
+    _check_fit(model, weights, directory, left_out=renewed)
+    model.load_state_dict(weights, strict=False)
     return model, renewed
+
+
+def _check_fit(
+    model: CoAtNet, weights: Mapping[str, Tensor], directory: Path, left_out: Collection[str] = ()
+) -> None:
+    if misfit := describe_misfit(model, weights, left_out=left_out):
+        raise InputError(f"the weights in {directory} do not fit their config: they have {misfit}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from coatnet.checkpoint import Checkpoint, CheckpointStore
+from coatnet.misfit import describe_misfit
 from coatnet.step import TrainState
 from coatnet.worker import Worker
 from data.cursor import Cursor, OrderIdentity
@@ -86,13 +87,6 @@ def _restore_optimizer(
 
 def _restore_module(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Load weights in place. Raises InputError naming the first tensor that does not fit."""
-    own = module.state_dict()
-    for name in sorted(own.keys() | tensors.keys()):
-        found = tuple(tensors[name].shape) if name in tensors else "nothing"
-        expected = tuple(own[name].shape) if name in own else "nothing"
-        if found != expected:
-            raise InputError(
-                f"the checkpoint's {what} has {found} for {name!r} where the model has {expected}; "
-                f"it is another model's: use a new name"
-            )
+    if misfit := describe_misfit(module, tensors):
+        raise InputError(f"the checkpoint's {what} has {misfit}; it is another model's: use a new name")
     module.load_state_dict(dict(tensors))

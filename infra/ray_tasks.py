@@ -21,6 +21,7 @@ def stream_tasks(
     *,
     max_in_flight: int,
     num_cpus_per_task: float = 1,
+    num_gpus_per_task: int = 0,
     max_retries: int = 3,
 ) -> Generator[tuple[int, Result]]:
     """Call `fn` on every item as Ray tasks; yield (the item's number, result) in the order tasks finish.
@@ -28,11 +29,14 @@ def stream_tasks(
     At most `max_in_flight` are submitted at a time, and items are taken only as they are submitted: there
     may be any number of them. A task whose process dies, or that raises StoreError or another OSError,
     runs again; any other exception, or a task that keeps failing, is raised here as it is. The rest is
-    cancelled then, and where the caller stops asking.
+    cancelled then, and where the caller stops asking. A task without GPUs may see all of its node's.
     """
-    remote_fn = ray.remote(num_cpus=num_cpus_per_task, max_retries=max_retries, retry_exceptions=_TRANSIENT)(
-        _call
-    )
+    remote_fn = ray.remote(
+        num_cpus=num_cpus_per_task,
+        num_gpus=num_gpus_per_task,
+        max_retries=max_retries,
+        retry_exceptions=_TRANSIENT,
+    )(_call)
     pending: dict[Any, int] = {}
     upcoming = enumerate(items)
     is_exhausted = False
@@ -59,6 +63,7 @@ def run_tasks(
     *,
     max_in_flight: int,
     num_cpus_per_task: float = 1,
+    num_gpus_per_task: int = 0,
     max_retries: int = 3,
     on_done: Callable[[int, Result], None] | None = None,
 ) -> list[Result]:
@@ -72,6 +77,7 @@ def run_tasks(
         items,
         max_in_flight=max_in_flight,
         num_cpus_per_task=num_cpus_per_task,
+        num_gpus_per_task=num_gpus_per_task,
         max_retries=max_retries,
     ):
         results[index] = result

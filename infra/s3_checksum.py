@@ -3,6 +3,8 @@
 import base64
 import zlib
 
+from botocore.exceptions import FlexibleChecksumError
+
 PART_BYTES = 32 << 20
 PART_BYTES_KEY = "part-bytes"
 """Metadata of what we upload: without the parts' size the checksum cannot be computed again."""
@@ -32,6 +34,11 @@ class PartsChecksum:
             self._end_part()
         checksum = base64.b64encode(zlib.crc32(self._parts).to_bytes(4, "big")).decode()
         return f"{checksum}-{len(self._parts) // 4}"
+
+    def check(self, expected: str) -> None:
+        """Raise boto3's own error, which is worth another try, unless the bytes are what the store has."""
+        if self.value() != expected:
+            raise FlexibleChecksumError(error_msg=f"CRC32 is {self.value()}, the store says {expected}")
 
     def _end_part(self) -> None:
         self._parts += self._crc.to_bytes(4, "big")

@@ -4,6 +4,7 @@ It relies on little, because compatible stores differ: plain GET, PUT, HEAD, LIS
 multipart uploads and `If-None-Match: *`. No `If-Match`, and no order of listings.
 """
 
+import io
 import logging
 import random
 import time
@@ -11,10 +12,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from boto3.s3.transfer import TransferConfig
-from botocore.exceptions import ClientError, FlexibleChecksumError
+from botocore.exceptions import ClientError
 
 from data.store import ObjectInfo, ObjectNotFoundError, ObjectTooShortError, StoreError
 from infra.folder_store import check_object_path, named_fault
@@ -24,7 +25,7 @@ from infra.s3_faults import FAILURES, code_of, is_transient, status_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ObjectTypeDef
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, ListObjectsV2OutputTypeDef, ObjectTypeDef
 
 T = TypeVar("T")
 
@@ -81,7 +82,17 @@ class S3Store:
     def get(self, path: str) -> bytes:
         """Return the object's bytes."""
         key = self.key(path)
-        return self._call(path, lambda s3: s3.get_object(Bucket=self.bucket, Key=key)["Body"].read())
+
+        def read(s3: "S3Client") -> bytes:
+            answer = s3.get_object(Bucket=self.bucket, Key=key)
+            content = answer["Body"].read()
+            parts = _parts_checksum(answer)
+            if parts is not None:
+                parts.add(content)
+                parts.check(answer["ChecksumCRC32"])
+            return content
+
+        return self._call(path, read)
 
     def get_range(self, path: str, start: int, size_bytes: int) -> bytes:
         """Return exactly `size_bytes` bytes from `start`; a shorter object is an `ObjectTooShortError`."""
@@ -109,16 +120,15 @@ class S3Store:
 
         def read(s3: "S3Client") -> None:
             answer = s3.get_object(Bucket=self.bucket, Key=key)
-            part_bytes, expected = answer["Metadata"].get(PART_BYTES_KEY), answer.get("ChecksumCRC32", "")
-            parts = PartsChecksum(int(part_bytes)) if part_bytes and "-" in expected else None
+            parts = _parts_checksum(answer)
             with partial.open("wb") as file:
                 # The loop's last, empty read checks the length and the checksum of an object in one piece.
                 while block := answer["Body"].read(_READ_BLOCK_BYTES):
                     file.write(block)
                     if parts is not None:
                         parts.add(block)
-            if parts is not None and parts.value() != expected:
-                raise FlexibleChecksumError(error_msg=f"CRC32 is {parts.value()}, the store says {expected}")
+            if parts is not None:
+                parts.check(answer["ChecksumCRC32"])
 
         try:
             self._call(path, read)
@@ -131,9 +141,12 @@ class S3Store:
             partial.unlink(missing_ok=True)
 
     def put(self, path: str, content: bytes) -> None:
-        """Write or replace an object."""
+        """Write or replace an object, in parts where it is big: AWS takes 5 GiB in one."""
         key = self.key(path)
-        self._call(path, lambda s3: s3.put_object(Bucket=self.bucket, Key=key, Body=content))
+        if len(content) >= _MULTIPART.multipart_threshold:
+            self._call(path, lambda s3: self._write_parts(s3, io.BytesIO(content), key))
+        else:
+            self._call(path, lambda s3: s3.put_object(Bucket=self.bucket, Key=key, Body=content))
 
     def put_if_absent(self, path: str, content: bytes) -> bool:
         """Write unless the object exists; of several writers exactly one gets True."""
@@ -161,8 +174,7 @@ class S3Store:
 
         def write(s3: "S3Client") -> None:
             with source.open("rb") as file:
-                metadata = {PART_BYTES_KEY: str(PART_BYTES)}
-                s3.upload_fileobj(file, self.bucket, key, ExtraArgs={"Metadata": metadata}, Config=_MULTIPART)
+                self._write_parts(s3, file, key)
 
         self._call(path, write)
 
@@ -211,6 +223,11 @@ class S3Store:
                 return
             token = page["NextContinuationToken"]
 
+    def _write_parts(self, s3: "S3Client", file: IO[bytes], key: str) -> None:
+        """Write an object that appears when its last part is in."""
+        metadata = {PART_BYTES_KEY: str(PART_BYTES)}
+        s3.upload_fileobj(file, self.bucket, key, ExtraArgs={"Metadata": metadata}, Config=_MULTIPART)
+
     def _is_marked(self, s3: "S3Client", key: str, mark: str, conflict: ClientError) -> bool:
         """Say whether the object that stands in the way is our own write.
 
@@ -255,6 +272,12 @@ class S3Store:
         if isinstance(error, ClientError) and status_of(error) == 416:
             return ObjectTooShortError(f"{uri} ends before the range that was asked for: {error}")
         return StoreError(f"{uri}: {error}")
+
+
+def _parts_checksum(answer: "GetObjectOutputTypeDef") -> PartsChecksum | None:
+    """Return what checks an object that we wrote in parts; None where boto3 checks it as it is read."""
+    part_bytes, expected = answer["Metadata"].get(PART_BYTES_KEY), answer.get("ChecksumCRC32", "")
+    return PartsChecksum(int(part_bytes)) if part_bytes and "-" in expected else None
 
 
 def _info(entry: "ObjectTypeDef", root: str) -> ObjectInfo:

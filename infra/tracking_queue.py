@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from infra.tracking_check import ask_server, brief
+from infra.tracking_check import ask_server, brief, without_login
 
 _MAX_METRICS_PER_BATCH = 1000  # MLflow's limit
 _MAX_QUEUED_ARTIFACT_BYTES = 256 << 20
@@ -178,7 +178,7 @@ class TrackingQueue:
         # The client retries for minutes inside a call; a quick question first keeps the retries ours.
         status = ask_server(self._client.tracking_uri).status_code
         if status != 200:
-            raise ConnectionError(f"{self._client.tracking_uri} answers {status}")
+            raise ConnectionError(f"{without_login(self._client.tracking_uri)} answers {status}")
 
     def _send_metrics(self, metrics: list[Metric]) -> None:
         new = [metric for metric in metrics if metric.step >= self._find_first_new_step(metric.key)]

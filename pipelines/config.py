@@ -26,6 +26,14 @@ from pipelines.mixture import SourceConfig, mixture_schedule
 from pipelines.parse_config import is_given, parse_config
 from pipelines.promotion import GatePolicy
 
+_SET_ELSEWHERE = {
+    "num_classes": "recipe.PHASE.classes",
+    "pretrain_image_size_px": "recipe.pretrain.decode.image_size_px",
+    "stochastic_depth_rate": "recipe.PHASE.stochastic_depth_rate",
+    "variant": "recipe.model",
+}
+"""Fields of the model's config that another option decides."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseConfig:
@@ -126,14 +134,24 @@ class Recipe:
                 )
 
     def model_config(self, num_classes: int) -> ModelConfig:
-        """Return the pretraining model's config; bias tables are sized by its resolution."""
-        return model_config(
-            self.model,
-            num_classes=num_classes,
-            pretrain_image_size_px=self.pretrain.decode.image_size_px,
-            stochastic_depth_rate=self.pretrain.stochastic_depth_rate,
-            **with_tuples(self.model_overrides),
-        )
+        """Return the pretraining model's config; bias tables are sized by its resolution.
+
+        Raises InputError for overrides that name no field of the model's own, or have the wrong type.
+        """
+        if wrong := sorted(self.model_overrides.keys() & _SET_ELSEWHERE.keys()):
+            raise InputError(f"recipe.model_overrides has {wrong[0]}: set {_SET_ELSEWHERE[wrong[0]]} instead")
+        try:
+            return model_config(
+                self.model,
+                num_classes=num_classes,
+                pretrain_image_size_px=self.pretrain.decode.image_size_px,
+                stochastic_depth_rate=self.pretrain.stochastic_depth_rate,
+                **with_tuples(self.model_overrides),
+            )
+        except TypeError as error:  # the overrides alone come without a type
+            raise InputError(
+                f"recipe.model_overrides {self.model_overrides} has a value of the wrong type ({error})"
+            ) from error
 
     def sharding(self, phase: PhaseConfig) -> ShardingConfig:
         """Return how the images of one phase are sharded."""
@@ -223,18 +241,22 @@ class RunConfig:
     runtime: Runtime = field(default_factory=Runtime)
 
     def __post_init__(self) -> None:
-        num_stages = len(self.recipe.model_config(num_classes=2).layout)
-        if wrong := [index for index in self.runtime.checkpointed_stages if not 0 <= index < num_stages]:
+        check_runtime_fits(self.recipe, self.runtime)
+
+
+def check_runtime_fits(recipe: Recipe, runtime: Runtime) -> None:
+    """Raise InputError where the runtime asks for what the recipe's model or phases do not have."""
+    num_stages = len(recipe.model_config(num_classes=2).layout)
+    if wrong := [index for index in runtime.checkpointed_stages if not 0 <= index < num_stages]:
+        raise InputError(
+            f"runtime.checkpointed_stages has {wrong[0]}; {recipe.model} has stages 0 to {num_stages - 1}"
+        )
+    for name, phase in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
+        if runtime.num_workers > phase.num_lanes:
             raise InputError(
-                f"runtime.checkpointed_stages has {wrong[0]}; {self.recipe.model} has stages 0 to "
-                f"{num_stages - 1}"
+                f"runtime.num_workers is {runtime.num_workers}; at most recipe.{name}.num_lanes = "
+                f"{phase.num_lanes} can share the work: more lanes are another order of the samples"
             )
-        for name, phase in (("pretrain", self.recipe.pretrain), ("finetune", self.recipe.finetune)):
-            if self.runtime.num_workers > phase.num_lanes:
-                raise InputError(
-                    f"runtime.num_workers is {self.runtime.num_workers}; at most recipe.{name}.num_lanes = "
-                    f"{phase.num_lanes} can share the work: more lanes are another order of the samples"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,6 +76,7 @@ def evaluate_model(plan: EvalPlan, announce: Callable[[str], None]) -> EvalRepor
         list(range(num_tasks)),
         max_in_flight=num_tasks,
         num_cpus_per_task=plan.runtime.cpus_per_worker,
+        num_gpus_per_task=1 if plan.runtime.use_gpu else 0,
         on_done=lambda index, found: announce(
             f"evaluate  slice {index + 1}/{num_tasks}  {len(found.keys):,} images"
         ),
@@ -202,4 +203,5 @@ def _latency_ms(model: CoAtNet, image_size_px: int, device: torch.device) -> flo
 
 
 def _device(runtime: Runtime) -> torch.device:
-    return torch.device("cuda" if runtime.use_gpu and torch.cuda.is_available() else "cpu")
+    # A GPU that was asked for and is not there is an error: the CPU's latencies would mislead the gate.
+    return torch.device("cuda" if runtime.use_gpu else "cpu")

@@ -24,6 +24,7 @@ from infra.interpreter import leave_path_with_spaces
 from infra.ray_runtime import WorkersFailedError
 from infra.stop_signals import interrupt_on_stop_signals
 from infra.tracking import RunRef, Tracker, find_or_create_run
+from infra.tracking_check import without_login
 from pipelines.fingerprint import plain
 from pipelines.stage import Workspace
 
@@ -64,25 +65,28 @@ def run_main(main: Callable[[list[str]], int]) -> None:
         leave_path_with_spaces()
         code = main(sys.argv[1:])
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        _say(f"error: {error}")
         code = EXIT_BAD_INPUT
     except (StoreRefusedError, TemporaryFolderFullError) as error:
-        line = " ".join(str(error).split())
-        print(f"error: {line}; mend that, and run the same command to go on", file=sys.stderr, flush=True)
+        _say(f"error: {error}; mend that, and run the same command to go on")
         code = EXIT_BAD_INPUT
     except _FAULTS as error:
         for note in getattr(error, "__notes__", []):
-            print(note, file=sys.stderr)
-        line = " ".join(str(error).split())
-        print(f"failed: {line}; run the same command to go on", file=sys.stderr, flush=True)
+            print(without_login(note), file=sys.stderr)
+        _say(f"failed: {error}; run the same command to go on")
         code = EXIT_FAILED
     except TrainingStoppedError as error:
-        print(f"stopped: {error}", file=sys.stderr, flush=True)
+        _say(f"stopped: {error}")
         code = EXIT_STOPPED
     except KeyboardInterrupt:
-        print("stopped: run the same command to go on", file=sys.stderr, flush=True)
+        _say("stopped: run the same command to go on")
         code = EXIT_STOPPED
     sys.exit(code)
+
+
+def _say(text: str) -> None:
+    """Print a job's last line; an error of MLflow's may quote the tracking URI with its password."""
+    print(without_login(" ".join(text.split())), file=sys.stderr, flush=True)
 
 
 def connect_to_ray() -> None:

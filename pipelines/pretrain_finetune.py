@@ -8,13 +8,14 @@ finished stages are skipped, a stopped one goes on from its last checkpoint.
 """
 
 from dataclasses import asdict, replace
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from data.corpora.kept_listing import KeptListing
 from data.errors import InputError
 from data.listing import CorpusReader
 from infra.registry import VersionInfo
 from infra.store import open_store
+from infra.tracking_check import without_login
 from pipelines.cifar10 import default_cache_dir, fetch_cifar10
 from pipelines.config import PhaseConfig, RunConfig, parse_run_config
 from pipelines.corpus import Corpus, CorpusPlace, open_corpus
@@ -125,9 +126,7 @@ def summary(
 
 def version_page(tracking_uri: str, version: VersionInfo) -> str:
     """Return the address of a version's page, without what a tracking URI may hold for logging in."""
-    parts = urlsplit(tracking_uri)
-    host = parts.netloc.rpartition("@")[2]
-    page = f"{parts.scheme}://{host}{parts.path}/#/models/{quote(version.name)}/versions/{version.version}"
+    page = f"{without_login(tracking_uri)}/#/models/{quote(version.name)}/versions/{version.version}"
     return f"{page}?workflowType=machine_learning"  # else MLflow opens its pages for agents
 
 

@@ -22,7 +22,7 @@ from data.store import Store
 from infra.ledger import Ledger
 from infra.registry import VERDICT_TAG, VersionInfo
 from infra.store import check_store, open_store
-from pipelines.config import MainJobKeys, Recipe, Runtime
+from pipelines.config import MainJobKeys, Recipe, Runtime, check_runtime_fits
 from pipelines.corpus import Corpus, CorpusPlace, open_corpus
 from pipelines.corpus_tasks import corpus_tasks
 from pipelines.dataset_card import CardSource, publish_card, publish_missing_card
@@ -69,6 +69,7 @@ class RetrainConfig(MainJobKeys):
             )
         if self.recipe == Recipe():
             raise InputError("no recipe: give --config with the file that the champion was trained with")
+        check_runtime_fits(self.recipe, self.runtime)  # before anything is appended
 
 
 def main(argv: Sequence[str]) -> int:

@@ -152,9 +152,22 @@ def test_a_file_in_parts(store: S3Store, tmp_path: Path) -> None:
         spoilt.download("big", tmp_path / "copy")
         assert proxy.num_requests == 3
     assert (tmp_path / "copy").read_bytes() == source.read_bytes()
+    with spoilt_store(store, script=["truncated", "flipped"], patience=_ONE_SEND) as (spoilt, proxy):
+        assert spoilt.get("big") == source.read_bytes(), "a checkpoint in parts, damaged on its way"
+        assert proxy.num_requests == 3
 
 
-def test_an_upload_that_fails_leaves_no_parts(store: S3Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda store, source: store.upload(source, "big"),
+        lambda store, source: store.put("big", source.read_bytes()),
+    ],
+    ids=["upload", "put"],
+)
+def test_an_upload_that_fails_leaves_no_parts(
+    store: S3Store, tmp_path: Path, write: Callable[[S3Store, Path], None]
+) -> None:
     source = tmp_path / "source"
     source.write_bytes(bytes(65 << 20))
     hasty = S3Patience(num_sends=1, num_tries=1, retry_s=0.0)
@@ -164,7 +177,7 @@ def test_an_upload_that_fails_leaves_no_parts(store: S3Store, tmp_path: Path) ->
         ) as (spoilt, _),
         pytest.raises(StoreError, match=r"big: .*InternalError"),
     ):
-        spoilt.upload(source, "big")
+        write(spoilt, source)
     assert not store.exists("big")
     left = store._client.get().list_multipart_uploads(Bucket=store.bucket, Prefix=store.key("big"))
     assert left.get("Uploads", []) == []

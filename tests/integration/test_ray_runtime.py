@@ -46,6 +46,7 @@ def ray_cluster() -> Generator[None]:
         ray.init(
             address="local",
             num_cpus=4,
+            num_gpus=1,  # Ray takes our word: tasks can reserve it, and nothing computes on it
             include_dashboard=False,
             log_to_driver=False,
             _temp_dir=folder,
@@ -270,6 +271,16 @@ def test_items_are_taken_only_as_they_are_worked_on() -> None:
         results.append(finished)
         assert len(taken) <= len(results) + 2
     assert sorted(results) == [(item, item * item) for item in range(20)]
+
+
+def _reserved_gpus(item: int) -> list[str]:
+    return ray.get_runtime_context().get_accelerator_ids()["GPU"]
+
+
+def test_a_task_has_the_gpu_that_it_asked_for() -> None:
+    """Evaluation reserved none: all tasks of a node ran on its first GPU, those of a CPU node on the CPU."""
+    assert run_tasks(_reserved_gpus, range(2), max_in_flight=2, num_gpus_per_task=1) == [["0"], ["0"]]
+    assert run_tasks(_reserved_gpus, range(2), max_in_flight=2) == [[], []]
 
 
 def _die_once(item: tuple[int, Path]) -> int:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,24 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     save_model(CoAtNet(CONFIG), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "layout": "CC", "norm": "layer"}))
-    with pytest.raises(InputError, match="do not fit their config"):
+    with pytest.raises(InputError, match=r"do not fit .* for 'stages.* where the model has nothing"):
         load_for_finetune(tmp_path, num_classes=3, stochastic_depth_rate=0.0)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [load_model, lambda folder: load_for_finetune(folder, num_classes=5, stochastic_depth_rate=0.0)],
+    ids=["load_model", "load_for_finetune"],
+)
+def test_weights_of_another_width_are_one_line(tmp_path: Path, load: Callable[[Path], object]) -> None:
+    """Torch's RuntimeError had a line for each of hundreds of tensors, and no name of a folder."""
+    save_model(CoAtNet(CONFIG), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "stem_width": 8}))
+    expected = r"have \(16, 4, 1, 1\) for 'stages.0.0.expand.weight' where the model has \(16, 8, 1, 1\)"
+    with pytest.raises(InputError, match=expected) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:

@@ -40,6 +40,21 @@ def test_overrides_win_over_files_and_files_over_defaults() -> None:
         (["--recipe.seed", "x"], r"recipe.seed.*int.*x"),
         (["--recipe.model", "coatnet_9"], r"unknown model 'coatnet_9'; models: coatnet_0"),
         (["--recipe.model_overrides", "{width: 3}"], r"unknown model option 'width'"),
+        (
+            ["--recipe.model_overrides", "{stochastic_depth_rate: 0.2}"],
+            r"model_overrides has stochastic_depth_rate: set recipe.PHASE.stochastic_depth_rate instead",
+        ),
+        (["--recipe.model_overrides", "{num_classes: 5}"], r"set recipe.PHASE.classes instead"),
+        (
+            ["--recipe.model_overrides", "{pretrain_image_size_px: 192}"],
+            r"set recipe.pretrain.decode.image_size_px instead",
+        ),
+        (["--recipe.model_overrides", "{variant: x}"], r"has variant: set recipe.model instead"),
+        (["--recipe.model_overrides", "{widths: 5}"], r"model_overrides \{'widths': 5\} has a value of the"),
+        (
+            ["--recipe.model_overrides", "{head_size: abc}"],
+            r"\{'head_size': 'abc'\} has a value of the wrong",
+        ),
         (["--recipe.pretrain.train.epochs", "0"], r"epochs is 0; it must be at least 1"),
         (["--runtime.num_workers", "0"], r"runtime.num_workers is 0"),
         (["--runtime.max_store_wait_s", "600"], r"is 600.0; it must be 0 or more and below 600: ranks wait"),

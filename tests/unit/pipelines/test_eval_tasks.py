@@ -1,6 +1,7 @@
 """A model older than some classes is evaluated on all images, its outputs matched by name."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,14 @@ from data.sharding_config import ShardingConfig
 from data.snapshot import Snapshot
 from infra.folder_store import FolderStore
 from pipelines.config import Runtime
-from pipelines.eval_tasks import AlignedClasses, EvalPlan, evaluate_slice, merge_slices, report_bad_samples
+from pipelines.eval_tasks import (
+    AlignedClasses,
+    EvalPlan,
+    evaluate_model,
+    evaluate_slice,
+    merge_slices,
+    report_bad_samples,
+)
 from tests.small_dataset import encode, picture
 
 CONFIG = ModelConfig(
@@ -103,3 +111,24 @@ def test_an_image_that_cannot_be_decoded_is_not_in_the_report(model: CoAtNet, tm
     assert [line.partition(" cannot")[0] for line in lines] == ["evaluate  left out: 'test/a/2.png'"]
     with pytest.raises(TooManyBadSamplesError, match="1 samples of the eval split"):
         report_bad_samples(reasons, 0, lines.append)
+
+
+@pytest.mark.parametrize(("use_gpu", "num_gpus"), [(True, 1), (False, 0)])
+def test_each_task_reserves_the_gpu_that_it_uses(
+    monkeypatch: pytest.MonkeyPatch, use_gpu: bool, num_gpus: int
+) -> None:
+    """With none reserved, all tasks of a node ran on its first GPU."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("pipelines.eval_tasks.run_tasks", lambda *_, **options: asked.update(options) or [])
+    monkeypatch.setattr("pipelines.eval_tasks.merge_slices", lambda *_: None)
+    plan = EvalPlan(
+        root_uri="file:///absent",
+        model_path="model",
+        model_classes=("a", "b"),
+        dataset_path="dataset",
+        snapshot_id="1-abc",
+        decode=DecodeConfig(image_size_px=32),
+        runtime=Runtime(use_gpu=use_gpu),
+    )
+    evaluate_model(plan, lambda line: None)
+    assert asked["num_gpus_per_task"] == num_gpus
