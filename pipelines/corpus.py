@@ -19,7 +19,7 @@ from data.corpora.tasks import MapTasks
 from data.corpora.webdataset_tars import SampleLabels, WebDatasetReader
 from data.errors import InputError
 from data.listing import CorpusReader
-from data.store import ObjectInfo, ObjectNotFoundError, Store
+from data.store import ImageSource, ObjectInfo, ObjectNotFoundError, Store
 from infra.store import check_store, open_store
 
 _FILE_EXTENSIONS = (*DELIMITERS, "parquet", "tar")
@@ -32,8 +32,8 @@ class Corpus:
     uri: str
     origin: Store
     """Where it is."""
-    images: Store
-    """Where the images of its listing are read: the origin, a manifest's root, or where they are staged."""
+    images: ImageSource
+    """Where the images of its listing are read: the origin, a manifest's root, or their copies."""
     source: Store | CorpusReader
     """What lists it; a store stands for class folders."""
     staged: ParquetReader | None = None
@@ -133,11 +133,8 @@ def _open_files(
         )  # fmt: skip
         return Corpus(uri=store.uri, origin=store, images=store, source=tars)
     columns = ImageColumns(image=options.image_column, label=options.label_column, class_names=class_names)
-    parquet = ParquetReader(
-        corpus=store, files=files, staging=place.staging, run=place.run, columns=columns,
-        is_dry_run=place.is_dry_run,
-    )  # fmt: skip
-    return Corpus(uri=store.uri, origin=store, images=place.staging, source=parquet, staged=parquet)
+    parquet = ParquetReader(corpus=store, files=files, listings=listings, run=place.run, columns=columns)
+    return Corpus(uri=store.uri, origin=store, images=parquet.images, source=parquet, staged=parquet)
 
 
 def _locate(uri: str) -> tuple[Store, ObjectInfo | None]:
