@@ -140,6 +140,20 @@ def test_a_sample_of_parquet_is_traced_to_its_file(
             assert {json.load(about)["path"] for about in abouts if about} == {name}
 
 
+def test_the_same_parquet_gives_the_same_shards(tmp_path: Path) -> None:
+    """Wherever it lies: what names the copies, a file's address and time, must not reach a shard."""
+    content = parquet_bytes([{"image": png(seed), "label": "x"} for seed in range(20)], _IMAGES)
+    found: list[set[str]] = []
+    for name in ("one", "two"):
+        corpus, dataset = FolderStore(root=tmp_path / name), FolderStore(root=tmp_path / f"{name}-dataset")
+        corpus.put("a.parquet", content)
+        listings = FileListings(folder=dataset.sub("staging"))
+        reader = ParquetReader(corpus=corpus, files=tuple(corpus.list()), run=map_here, listings=listings)
+        build_snapshot(reader, dataset, CONFIG, write_shards_here(reader.images, dataset, CONFIG.limits))
+        found.append({info.path for info in dataset.list("shards")})
+    assert found[0] == found[1] != set()
+
+
 def test_only_one_thing_is_shown() -> None:
     with pytest.raises(InputError, match="only one of"):
         ShowConfig(dataset="x", key="a", urls=True)
