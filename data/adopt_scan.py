@@ -122,7 +122,8 @@ def _samples(plan: TarPlan, local: Path) -> Iterator[dict[str, Any] | Reject]:
             path=plan.path, object_size_bytes=plan.size_bytes, etag=plan.etag, name=plan.path,
             size_bytes=plan.size_bytes,
         )  # fmt: skip
-        for row in scan_samples(span, store=file, image_extension=plan.image_extension).to_pylist():
+        batches = scan_samples(span, store=file, image_extension=plan.image_extension)
+        for row in (row for batch in batches for row in batch.to_pylist()):
             content = file.get_range(plan.path, row["offset"], row["size_bytes"])
             try:
                 yield _index_row(plan, row, content)

@@ -21,7 +21,7 @@ from data.html_page import page
 from data.image_check import ImageLimits, quiet_pillow
 from data.quarantine import picture_quarantine
 from data.snapshot import Snapshot, load_snapshot
-from data.store import ObjectNotFoundError, Store
+from data.store import ImageSource, ObjectNotFoundError, Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ def card_path(snapshot: Snapshot) -> str:
 
 
 def write_card(
-    dataset: Store, snapshot: Snapshot, source: Provenance, *, corpus: Store, limits: ImageLimits
+    dataset: Store, snapshot: Snapshot, source: Provenance, *, corpus: ImageSource, limits: ImageLimits
 ) -> str:
     """Write where a snapshot comes from, pictures of its rejects and its card; return the page.
 

@@ -28,13 +28,13 @@ _OURS = tuple(
         r"cards/\d+-[0-9a-f]{12}\.(?:html|json)",
         r"seen/\d+-[0-9a-f]{12}/[0-9a-f]{16}\.parquet",
         r"receipts/[0-9a-f]{32}\.json",
-        r"staging/[0-9a-f]{16}\.(?:tar|parquet)",
+        r"staging/[0-9a-f]{16}(?:\.tar|-[0-9a-f]{16}\.parquet)",
         r"leases/[^/]+/[^/]+\.json",
         r"clock/[0-9a-f]{32}",
     )
 )
-# The listing of a Parquet file: with it the file is not copied again, and its tar can be told.
-_STAGED_LISTING = re.compile(r"staging/[0-9a-f]{16}\.parquet")
+# The listing of a tar or a Parquet file: with it the file is not read again.
+_STAGED_LISTING = re.compile(r"staging/[0-9a-f]{16}-[0-9a-f]{16}\.parquet")
 _NUM_THREADS = 16
 _BATCH = 1000
 

@@ -16,7 +16,8 @@ LISTING_SCHEMA: Schema = pa.schema(
     [
         ("key", pa.string()),  # unique name in the dataset, extension included; decides split and order
         ("path", pa.string()),  # the object in the corpus store
-        ("offset", pa.int64()),  # of the image's bytes in that object; null: the object is the image
+        # Of the image's bytes in that object, of Parquet's in the copies; null: the object is the image.
+        ("offset", pa.int64()),
         ("size_bytes", pa.int64()),  # of the image
         ("etag", pa.string()),  # of the object
         ("labels", pa.list_(pa.string())),  # class names

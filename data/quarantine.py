@@ -11,7 +11,7 @@ from data.html_page import Figure, figures, page, table
 from data.image_check import ImageLimits
 from data.reject_pictures import picture_rejects
 from data.shard_index import get_parquet, parquet_bytes, parquet_table, put_parquet
-from data.store import ObjectNotFoundError, Store
+from data.store import ImageSource, ObjectNotFoundError, Store
 from data.types import Reject
 
 REJECT_SCHEMA = pa.schema(
@@ -22,7 +22,9 @@ REJECT_SCHEMA = pa.schema(
         ("detail", pa.string()),
         ("etag", pa.string()),
         ("size_bytes", pa.int64()),  # of the image; null: it was put aside after it was written
-        ("offset", pa.int64()),  # of its bytes in the object at `path`; null: the object is the image
+        # Of its bytes in the object at `path`, of Parquet's in the copies (the key tells the row); null: the
+        # object is the image.
+        ("offset", pa.int64()),
     ]
 )
 _PICTURE_SCHEMA = pa.schema([("key", pa.string()), ("picture", pa.binary())])
@@ -34,7 +36,7 @@ def write_quarantine(dataset: Store, rejects: Iterable[Reject]) -> str:
     return put_parquet(dataset, "quarantine", rows, REJECT_SCHEMA)
 
 
-def picture_quarantine(dataset: Store, path: str, *, corpus: Store, limits: ImageLimits) -> None:
+def picture_quarantine(dataset: Store, path: str, *, corpus: ImageSource, limits: ImageLimits) -> None:
     """Write pictures beside a quarantine, unless they are there.
 
     `HASH-pictures.parquet` has small JPEGs of the first few hundred that can be drawn, read from the corpus

@@ -5,14 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from data.image_check import ImageLimits, quiet_pillow
 from data.small_picture import small_picture
-from data.store import ObjectNotFoundError, Store
+from data.store import ImageSource, ObjectNotFoundError
 from data.types import Reject
 
 MAX_PICTURES = 300
 _NUM_FETCH_THREADS = 8
 
 
-def picture_rejects(corpus: Store, rejects: Iterable[Reject], limits: ImageLimits) -> dict[str, bytes]:
+def picture_rejects(corpus: ImageSource, rejects: Iterable[Reject], limits: ImageLimits) -> dict[str, bytes]:
     """Return pictures (JPEG) of the first `MAX_PICTURES` rejects that can be drawn, by key.
 
     Their files are read again: a writer on another machine would have to send its pictures here.
@@ -26,7 +26,7 @@ def picture_rejects(corpus: Store, rejects: Iterable[Reject], limits: ImageLimit
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, corpus: Store, rejects: list[Reject]
+    pool: ThreadPoolExecutor, corpus: ImageSource, rejects: list[Reject]
 ) -> Iterator[tuple[Reject, bytes]]:
     """Read a few files at a time, and yield those that are still there."""
 

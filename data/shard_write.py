@@ -17,7 +17,7 @@ from data.image_check import BadImageError, CheckedImage, ImageLimits, check_ima
 from data.record_fetch import fetch_in_order
 from data.shard_index import INDEX_SCHEMA, parquet_bytes, put_adopted_index, read_index
 from data.shard_plan import ShardPlan
-from data.store import ObjectNotFoundError, Store, StoreError
+from data.store import ImageSource, ObjectNotFoundError, Store, StoreError
 from data.tar_write import TarWriter
 from data.temporary_folder import temporary_folder
 from data.types import Record, Reject, Sample, ShardInfo
@@ -46,7 +46,7 @@ class ShardResult:
     listed_bytes: int
 
 
-def write_shard(plan: ShardPlan, *, corpus: Store, dataset: Store, limits: ImageLimits) -> ShardResult:
+def write_shard(plan: ShardPlan, *, corpus: ImageSource, dataset: Store, limits: ImageLimits) -> ShardResult:
     """Write the plan's usable images as `shards/SPLIT-HASH.tar` with its index beside it.
 
     A sample's members: KEY.png or KEY.jpg; KEY.cls, the class index (samples with one label);
@@ -83,7 +83,7 @@ def write_shard(plan: ShardPlan, *, corpus: Store, dataset: Store, limits: Image
 
 
 def write_shards_here(
-    corpus: Store, dataset: Store, limits: ImageLimits
+    corpus: ImageSource, dataset: Store, limits: ImageLimits
 ) -> Callable[[Iterable[ShardPlan]], Iterator[ShardResult]]:
     """Return a function that writes plans one after another in this process."""
 
@@ -127,7 +127,7 @@ def rewrite_shard(dataset: Store, shard: ShardInfo, split: str, drop: Collection
 
 
 def _check_records(
-    records: Iterable[Record], corpus: Store, limits: ImageLimits
+    records: Iterable[Record], corpus: ImageSource, limits: ImageLimits
 ) -> Iterator[tuple[Record, CheckedImage | Reject]]:
     def fetch(record: Record) -> bytes | Reject:
         return _fetch(record, corpus, limits)
@@ -136,7 +136,7 @@ def _check_records(
         yield record, _check(record, content, limits)
 
 
-def _fetch(record: Record, corpus: Store, limits: ImageLimits) -> bytes | Reject:
+def _fetch(record: Record, corpus: ImageSource, limits: ImageLimits) -> bytes | Reject:
     if record.size_bytes > limits.max_bytes:
         detail = f"{record.size_bytes} bytes, allowed {limits.max_bytes}"
         return _reject(record, "too_large", detail)
@@ -155,7 +155,7 @@ def _fetch(record: Record, corpus: Store, limits: ImageLimits) -> bytes | Reject
     return content
 
 
-def _read(record: Record, corpus: Store) -> bytes:
+def _read(record: Record, corpus: ImageSource) -> bytes:
     if record.offset is None:
         return corpus.get(record.path)
     return corpus.get_range(record.path, record.offset, record.size_bytes)
@@ -228,7 +228,9 @@ def _publish(
     )  # fmt: skip
 
 
-def _receipt_path(plan: ShardPlan, records: Iterable[Record], corpus: Store, limits: ImageLimits) -> str:
+def _receipt_path(
+    plan: ShardPlan, records: Iterable[Record], corpus: ImageSource, limits: ImageLimits
+) -> str:
     """Name all that the result depends on."""
     rows = [_all_of_record(record) for record in records]  # asdict takes longer than a decode
     identity = [

@@ -47,6 +47,19 @@ class RangeSource(Protocol):
         ...
 
 
+class ImageSource(RangeSource, Protocol):
+    """Where the images of a listing are read: every `Store`, and less than one. It is picklable."""
+
+    @property
+    def uri(self) -> str:
+        """Of the corpus, for messages and receipts."""
+        ...
+
+    def get(self, path: str) -> bytes:
+        """Read an object. Raises `ObjectNotFoundError`."""
+        ...
+
+
 class Store(Protocol):
     """A prefix in an object store. Paths are relative to it. Implementations are picklable.
 

@@ -26,7 +26,7 @@ class Record:
     """Of the image."""
     etag: str
     offset: int | None = None
-    """Of the image's bytes in the object at `path`; None: the object is the image."""
+    """Of the image's bytes in the object at `path`, of Parquet's in the copies; None: the object is it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class Reject:
     detail: str
     etag: str
     size_bytes: int | None = None
-    """Of the image in the corpus, and where it begins in the object at `path`; None: not read, or whole."""
+    """Of the image in the corpus, and where it begins, as in its record; None: not read, or whole."""
     offset: int | None = None
 
 

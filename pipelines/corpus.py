@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from data.corpora.detect import detect_format
+from data.corpora.file_listings import FileListings
 from data.corpora.imagenet import GROUND_TRUTH_NAME, ImageNetReader, is_imagenet_file, parse_ground_truth
 from data.corpora.imagenet_meta import META_NAME, parse_meta
 from data.corpora.labels import parse_class_list
@@ -18,7 +19,7 @@ from data.corpora.tasks import MapTasks
 from data.corpora.webdataset_tars import SampleLabels, WebDatasetReader
 from data.errors import InputError
 from data.listing import CorpusReader
-from data.store import ObjectInfo, ObjectNotFoundError, Store
+from data.store import ImageSource, ObjectInfo, ObjectNotFoundError, Store
 from infra.store import check_store, open_store
 
 _FILE_EXTENSIONS = (*DELIMITERS, "parquet", "tar")
@@ -31,8 +32,8 @@ class Corpus:
     uri: str
     origin: Store
     """Where it is."""
-    images: Store
-    """Where the images of its listing are read: the origin, a manifest's root, or where they are staged."""
+    images: ImageSource
+    """Where the images of its listing are read: the origin, a manifest's root, or their copies."""
     source: Store | CorpusReader
     """What lists it; a store stands for class folders."""
     staged: ParquetReader | None = None
@@ -59,10 +60,10 @@ class CorpusPlace:
     """What a corpus may need of its surroundings."""
 
     staging: Store
-    """Where images are copied that cannot be read one by one."""
+    """Where listings of tars and Parquet files are kept, and images copied that cannot be read one by one."""
     run: MapTasks
     is_dry_run: bool = False
-    """Copy nothing; sizes may be estimates then."""
+    """Write nothing; sizes may be estimates then."""
 
 
 def open_corpus(uri: str, corpus_format: CorpusFormat, options: CorpusOptions, place: CorpusPlace) -> Corpus:
@@ -114,25 +115,26 @@ def _open_files(
     place: CorpusPlace,
 ) -> Corpus:  # fmt: skip
     files = tuple(infos)
+    if not place.is_dry_run:
+        check_store(place.staging)
+    listings = FileListings(folder=place.staging, is_read_only=place.is_dry_run)
     if corpus_format == "imagenet":
         truth = _ground_truth(store, options)
-        imagenet = ImageNetReader(store=store, tars=files, run=place.run, ground_truth=truth)
+        imagenet = ImageNetReader(
+            store=store, tars=files, run=place.run, listings=listings, ground_truth=truth
+        )
         return Corpus(uri=store.uri, origin=store, images=store, source=imagenet)
     class_names = _class_names(options)
     if corpus_format == "webdataset":
         labels = SampleLabels(source=options.label, class_names=class_names)
         tars = WebDatasetReader(
-            store=store, tars=files, run=place.run, labels=labels, image_extension=options.image_extension
-        )
+            store=store, tars=files, run=place.run, listings=listings, labels=labels,
+            image_extension=options.image_extension,
+        )  # fmt: skip
         return Corpus(uri=store.uri, origin=store, images=store, source=tars)
     columns = ImageColumns(image=options.image_column, label=options.label_column, class_names=class_names)
-    if not place.is_dry_run:
-        check_store(place.staging)
-    parquet = ParquetReader(
-        corpus=store, files=files, staging=place.staging, run=place.run, columns=columns,
-        is_dry_run=place.is_dry_run,
-    )  # fmt: skip
-    return Corpus(uri=store.uri, origin=store, images=place.staging, source=parquet, staged=parquet)
+    parquet = ParquetReader(corpus=store, files=files, listings=listings, run=place.run, columns=columns)
+    return Corpus(uri=store.uri, origin=store, images=parquet.images, source=parquet, staged=parquet)
 
 
 def _locate(uri: str) -> tuple[Store, ObjectInfo | None]:

@@ -13,7 +13,7 @@ from data.card import Provenance, card_path, write_card
 from data.shard_write import SHARD_FORMAT_VERSION
 from data.sharding_config import ShardingConfig
 from data.snapshot import SNAPSHOT_FORMAT, Snapshot, load_snapshot
-from data.store import Store
+from data.store import ImageSource, Store
 from infra.tracking import RunRef, Tracker, check_tracking, find_or_create_run
 from pipelines.fingerprint import plain
 from pipelines.job import code_version
@@ -28,7 +28,7 @@ class CardSource:
 
     uri: str
     """Of the corpus."""
-    images: Store
+    images: ImageSource
     """Where its images are read."""
     config: ShardingConfig | AdoptOptions
 

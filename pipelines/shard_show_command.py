@@ -1,6 +1,7 @@
 """`show` of `pipelines/shard.py`: a snapshot, one shard, one sample, or where other tools read the shards."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from data.retirement import RetirementRecord, retirements
 from data.shard_index import read_index
 from data.snapshot import Snapshot, list_snapshots, load_snapshot
 from data.store import Store
+from data.types import ShardInfo
 from infra.store import readable_url
 from pipelines.job import announce
 from pipelines.shard_command import (
@@ -37,9 +39,11 @@ class ShowConfig(ReadConfig):
 
     key: str = ""
     """Show one sample: where it is, and from which file of the corpus it came. Its name, its path in the
-    corpus, or its key in a tar. For an image that was left out: why."""
+    corpus, or its key in a tar; the path of a tar or Parquet file shows all of its samples. For an image
+    that was left out: why."""
     shard: str = ""
-    """Show one shard, by its path in the dataset or by its file name."""
+    """Show one shard, and from which file of the corpus each sample came. Its path in the dataset, or its
+    file name."""
     urls: bool = False
     """Print where stock tools can read the shards, a line each: webdataset.WebDataset takes them as they
     are from a folder, and as "pipe:curl -sf 'URL'" from S3."""
@@ -109,21 +113,41 @@ def _show_key(dataset: Store, snapshot: Snapshot, key: str) -> Outcome:
     if not found.samples and not found.rejects:
         near = f"; names like it: {', '.join(map(repr, found.nearest))}" if found.nearest else ""
         raise InputError(f"no image {key!r} in snapshot {snapshot.id}, and none left out{near}")
-    samples = [_sample_values(dataset, snapshot, sample) for sample in found.samples]
-    for values in samples:
-        announce("\n".join(f"{name:12}{value}" for name, value in values.items()))
+    # A file with many images is a name of them all: what is the same for a shard is read once.
+    shards = {sample.shard.path: sample.shard for sample in found.samples}
+    origins = {path: _origin(dataset, snapshot, shard) for path, shard in shards.items()}
+    samples = [
+        _sample_values(dataset, snapshot, sample, origins[sample.shard.path]) for sample in found.samples
+    ]
+    texts = ["\n".join(f"{name:12}{value}" for name, value in values.items()) for values in samples]
     for reject in found.rejects:
         why = f"{reject['reason']}, {reject['detail']}"
-        announce(f"{reject['key']} (corpus file {reject['path']}) was left out: {why}")
+        texts.append(f"{reject['key']} (corpus file {reject['path']}) was left out: {why}")
+    _announce_first(texts)
     return Outcome(values={"snapshot": snapshot.id, "samples": samples, "rejects": list(found.rejects)})
 
 
-def _sample_values(dataset: Store, snapshot: Snapshot, sample: SampleInfo) -> dict[str, Any]:
+def _announce_first(texts: Sequence[str]) -> None:
+    for text in texts[:_SHOWN_SAMPLES]:
+        announce(text)
+    if len(texts) > _SHOWN_SAMPLES:
+        announce(f"and {len(texts) - _SHOWN_SAMPLES:,} more; --json has them all")
+
+
+def _origin(dataset: Store, snapshot: Snapshot, shard: ShardInfo) -> tuple[str, str]:
+    """Return the corpus that a shard is of, and the snapshot it was written for."""
+    first = added_by(dataset, snapshot, shard)
+    return read_provenance(dataset, first).get("corpus", "not recorded"), first
+
+
+def _sample_values(
+    dataset: Store, snapshot: Snapshot, sample: SampleInfo, origin: tuple[str, str]
+) -> dict[str, Any]:
     row = sample.row
-    first = added_by(dataset, snapshot, sample.shard)
+    corpus, first = origin
     return {
         "name": row["name"],
-        "corpus": read_provenance(dataset, first).get("corpus", "not recorded"),
+        "corpus": corpus,
         "corpus_path": row["path"],
         "labels": [snapshot.classes[label] for label in row["labels"]],
         "split": sample.split,
@@ -145,21 +169,16 @@ def _show_shard(dataset: Store, snapshot: Snapshot, name: str) -> Outcome:
             f"no shard {name!r} in snapshot {snapshot.id}: --urls lists them, --snapshot chooses another one"
         )
     split, shard = found
-    rows = read_index(dataset, shard).select(["name", "labels"]).to_pylist()
+    rows = read_index(dataset, shard).select(["name", "path", "labels"]).to_pylist()
     by_class = Counter(snapshot.classes[label] for row in rows for label in row["labels"])
-    first = added_by(dataset, snapshot, shard)
+    corpus, first = _origin(dataset, snapshot, shard)
     how = "adopted where it lies" if shard.is_adopted else "written"
-    corpus = read_provenance(dataset, first).get("corpus", "not recorded")
     announce(f"{dataset.uri}/{shard.path}: {split}, {how} for snapshot {first}")
     announce(f"corpus {corpus}")
     announce(f"{shard.num_samples:,} images, {shard.size_bytes:,} bytes, sha256 {shard.sha256}")
     announce(f"index {dataset.uri}/{shard.index_path}")
     announce(f"classes: {counts(by_class)}")
-    for row in rows[:_SHOWN_SAMPLES]:
-        announce(f"  {row['name']}")
-    if len(rows) > _SHOWN_SAMPLES:
-        announce(f"  and {len(rows) - _SHOWN_SAMPLES:,} more; --json has them all")
-    names = [row["name"] for row in rows]
+    _announce_first([f"  {row['name']} (corpus file {row['path']})" for row in rows])
     values = {
         "snapshot": snapshot.id,
         "split": split,
@@ -167,7 +186,7 @@ def _show_shard(dataset: Store, snapshot: Snapshot, name: str) -> Outcome:
         "added_by": first,
         "corpus": corpus,
         "by_class": dict(by_class),
-        "names": names,
+        "samples": [{"name": row["name"], "corpus_path": row["path"]} for row in rows],
         **asdict(shard),
     }
     return Outcome(values=values)

@@ -10,7 +10,7 @@ from data.build import RunAll
 from data.shard_plan import ShardPlans
 from data.shard_write import ShardResult, write_shard
 from data.sharding_config import ShardingConfig
-from data.store import Store
+from data.store import ImageSource, Store
 from infra.ray_tasks import stream_tasks
 from pipelines.job import connect_to_ray
 from pipelines.shard_command import counts
@@ -19,7 +19,7 @@ _LINE_EVERY_S = 2.0
 
 
 def run_shard_tasks(
-    corpus: Store,
+    corpus: ImageSource,
     dataset: Store,
     config: ShardingConfig,
     *,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from data.listing import LISTING_SCHEMA, CorpusReader
-from data.store import Store
+from data.store import ImageSource
 
 
 def listed(reader: CorpusReader) -> list[dict[str, Any]]:
@@ -16,7 +16,7 @@ def listed(reader: CorpusReader) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["key"])
 
 
-def content_of(store: Store, row: dict[str, Any]) -> bytes:
+def content_of(store: ImageSource, row: dict[str, Any]) -> bytes:
     if row["offset"] is None:
         return store.get(row["path"])
     return store.get_range(row["path"], row["offset"], row["size_bytes"])

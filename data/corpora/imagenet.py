@@ -6,16 +6,22 @@ ILSVRC2012 development kit's readme (class numbers count from 1, in the order of
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+from typing import Any, TypeAlias
+
+import pyarrow as pa
 
 from data.arrow import RecordBatch, Table
 from data.corpora.class_folders import IMAGE_EXTENSIONS
-from data.corpora.tar_listing import MAX_BATCH_ROWS, listing_of_tar
+from data.corpora.file_listings import FileListings
+from data.corpora.tar_listing import list_tars, listing_of_tar
 from data.corpora.tar_scan import TarMember, TarSpan, iter_members, open_span
 from data.corpora.tasks import MapTasks
 from data.errors import InputError
+from data.listing import BATCH_ROWS, LISTING_SCHEMA
 from data.store import ObjectInfo, Store
 
 GROUND_TRUTH_NAME = "ILSVRC2012_validation_ground_truth.txt"
@@ -24,6 +30,10 @@ _VALIDATION_NAME = "ILSVRC2012_img_val.tar"
 _TAR_OF_TARS = re.compile(r"ILSVRC2012_img_train\.tar|\w+_whole\.tar")
 _SYNSET = re.compile(r"n\d{8}")
 _SYNSET_TAR = re.compile(r"(n\d{8})\.tar")
+_BATCH_MEMBERS = 8192
+
+_Scan: TypeAlias = Callable[..., Iterator[RecordBatch]]
+"""Lists a tar of `store`."""
 
 
 def is_imagenet_file(path: str) -> bool:
@@ -71,6 +81,7 @@ class ImageNetReader:
     tars: tuple[ObjectInfo, ...]
     """Those of the corpus for which `is_imagenet_file` holds."""
     run: MapTasks
+    listings: FileListings
     ground_truth: tuple[str, ...] | None
     """The synset of each image of the validation tar, in the order of their names."""
 
@@ -86,29 +97,30 @@ class ImageNetReader:
         `InputError` for a tar that is damaged, and for labels that are missing or of another number.
         """
         spans = [TarSpan.of(info) for info in self.tars]
-        validation = [span for span in spans if span.path.rpartition("/")[2] == _VALIDATION_NAME]
-        synset_spans = [
-            span for other in spans if other not in validation for span in self._synset_tars(other)
-        ]
-        list_synset = partial(_list_synset, store=self.store, split="train" if validation else None)
-        size_bytes = sum(span.size_bytes for span in synset_spans)
-        for table in self.run(list_synset, synset_spans, size_bytes=size_bytes):
-            yield from table.to_batches(max_chunksize=MAX_BATCH_ROWS)
+        validation = [span for span in spans if _file_name(span) == _VALIDATION_NAME]
+        whole = [span for span in spans if _TAR_OF_TARS.fullmatch(_file_name(span))]
+        synset_spans = [span for span in spans if span not in validation and span not in whole]
+        synset_spans += self._synset_tars(whole)
+        for batch in self._list(synset_spans, _list_images):
+            yield _with_split(batch, "train") if validation else batch
         for span in validation:
-            yield from self._list_validation(span).to_batches(max_chunksize=MAX_BATCH_ROWS)
+            yield from self._list_validation(span).to_batches(max_chunksize=BATCH_ROWS)
 
-    def _synset_tars(self, span: TarSpan) -> Iterator[TarSpan]:
-        """Yield the tar itself if it is one synset's, else the tars in it."""
-        if not _TAR_OF_TARS.fullmatch(span.path.rpartition("/")[2]):
-            yield span
-            return
-        for member in iter_members(open_span(self.store, span), span):
-            if not _SYNSET_TAR.fullmatch(member.name.rpartition("/")[2]):
-                raise InputError(
-                    f"tar {span.name!r} has a member {member.name[:200]!r}; one tar a synset (n01440764.tar) "
-                    "is allowed: give format webdataset for other tars"
-                )
-            yield span.inside(member)
+    def _list(self, spans: Sequence[TarSpan], scan: _Scan) -> Iterator[RecordBatch]:
+        return list_tars(
+            spans,
+            partial(scan, store=self.store),
+            decided_by=("imagenet", self.store.uri),
+            listings=self.listings,
+            run=self.run,
+        )
+
+    def _synset_tars(self, whole: Sequence[TarSpan]) -> Iterator[TarSpan]:
+        """Yield the tars that are members of others; these are kept as listings too."""
+        by_path = {span.path: span for span in whole}
+        for batch in self._list(whole, _list_synset_tars):
+            for row in batch.to_pylist():
+                yield by_path[row["path"]].inside(TarMember(row["key"], row["offset"], row["size_bytes"]))
 
     def _list_validation(self, span: TarSpan) -> Table:
         if self.ground_truth is None:
@@ -116,19 +128,44 @@ class ImageNetReader:
                 f"{span.name} comes without labels: put {GROUND_TRUTH_NAME} beside it, or give "
                 "ground_truth_file"
             )
-        images = sorted(_images(self.store, span))
+        images = pa.Table.from_batches(self._list([span], _list_images), schema=LISTING_SCHEMA)
         if len(images) != len(self.ground_truth):
             raise InputError(
                 f"{span.name} has {len(images)} images, its list of labels {len(self.ground_truth)} lines: "
                 "give the list that belongs to it"
             )
-        return _listing(span, images, "val", [[label] for label in self.ground_truth], "eval")
+        place = LISTING_SCHEMA.get_field_index("labels")
+        labels = pa.array([[label] for label in self.ground_truth], LISTING_SCHEMA.field(place).type)
+        images = images.sort_by("key").set_column(place, LISTING_SCHEMA.field(place), labels)
+        return _with_split(images, "eval")
 
 
-def _list_synset(span: TarSpan, *, store: Store, split: str | None) -> Table:
-    synset = span.name.rpartition("/")[2].removesuffix(".tar")
-    images = list(_images(store, span))
-    return _listing(span, images, synset, [[synset]] * len(images), split)
+def _list_synset_tars(span: TarSpan, *, store: Store) -> Iterator[RecordBatch]:
+    """Yield the members of a tar of tars as rows whose key is the member's name, without labels."""
+    members = iter_members(open_span(store, span), span)
+    while some := list(islice(members, _BATCH_MEMBERS)):
+        for member in some:
+            if not _SYNSET_TAR.fullmatch(member.name.rpartition("/")[2]):
+                raise InputError(
+                    f"tar {span.name!r} has a member {member.name[:200]!r}; one tar a synset (n01440764.tar) "
+                    "is allowed: give format webdataset for other tars"
+                )
+        yield _rows(span, some, [member.name for member in some], [])
+
+
+def _list_images(span: TarSpan, *, store: Store) -> Iterator[RecordBatch]:
+    """Yield the images of a tar as what it says by itself: no split, and for validation no labels.
+
+    Both are given to the rows as they are used, so that a list of labels or a validation tar that comes
+    later makes nothing be read again.
+    """
+    name = span.name.rpartition("/")[2]
+    is_validation = name == _VALIDATION_NAME
+    folder = "val" if is_validation else name.removesuffix(".tar")
+    images = _images(store, span)
+    while some := list(islice(images, _BATCH_MEMBERS)):
+        keys = [f"{folder}/{image.name.rpartition('/')[2]}" for image in some]
+        yield _rows(span, some, keys, [] if is_validation else [folder])
 
 
 def _images(store: Store, span: TarSpan) -> Iterator[TarMember]:
@@ -138,14 +175,22 @@ def _images(store: Store, span: TarSpan) -> Iterator[TarMember]:
             yield member
 
 
-def _listing(
-    span: TarSpan, images: Sequence[TarMember], folder: str, labels: list[list[str]], split: str | None
-) -> Table:
+def _rows(span: TarSpan, members: Sequence[TarMember], keys: list[str], labels: list[str]) -> RecordBatch:
     return listing_of_tar(
         span,
-        keys=[f"{folder}/{image.name.rpartition('/')[2]}" for image in images],
-        offsets=[image.offset for image in images],
-        sizes_bytes=[image.size_bytes for image in images],
-        labels=labels,
-        split=split,
+        keys=keys,
+        offsets=[member.offset for member in members],
+        sizes_bytes=[member.size_bytes for member in members],
+        labels=[labels] * len(members),
+        split=None,
     )
+
+
+def _with_split(rows: Any, split: str) -> Any:
+    """Return a batch or a table with every row in one split."""
+    place = LISTING_SCHEMA.get_field_index("split")
+    return rows.set_column(place, LISTING_SCHEMA.field(place), pa.repeat(split, rows.num_rows))
+
+
+def _file_name(span: TarSpan) -> str:
+    return span.path.rpartition("/")[2]

@@ -4,22 +4,18 @@ A shard's images lie anywhere in the corpus, and one row of a compressed Parquet
 without the row group around it. See docs/decisions/0009-corpora.md.
 """
 
-import contextlib
-import hashlib
-import io
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data.arrow import RecordBatch
+from data.corpora.file_listings import FileListings, batches_of, encode_listing, identity_of
 from data.corpora.labels import split_of_path
-from data.corpora.parquet_images import ImageColumns, iter_images, iter_labels
+from data.corpora.parquet_images import ImageColumns, ParquetImage, iter_images, iter_labels
 from data.corpora.tasks import MapTasks
 from data.listing import LISTING_SCHEMA
 from data.store import ObjectInfo, ObjectNotFoundError, Store
@@ -27,7 +23,7 @@ from data.tar_write import TarWriter
 from data.temporary_folder import temporary_folder
 
 # Raise it when the tar or the listing written for the same file changes.
-_STAGE_VERSION = 2
+_STAGE_VERSION = 3
 _BATCH_ROWS = 8192
 _EXTENSIONS = {
     b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp",
@@ -36,79 +32,92 @@ _EXTENSIONS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParquetReader:
-    """Lists Parquet files with images; a key is FILE/ROW.EXTENSION, a path is a tar in `staging`.
+class StagedImages:
+    """The images of Parquet files by the names of those files: a range is one of the tar of a file's copies.
 
-    A file's listing is kept in `staging` beside its tar. The tar is wanted only until its images stand
-    in shards: `unstage` removes it then, and `stage` makes it again where it is wanted after all.
+    So whatever is written about an image names the file that it came from, not a copy that is soon gone.
+    """
+
+    uri: str
+    """Of the corpus."""
+    staging: Store
+    tars: Mapping[str, str]
+    """Of each file, by its path."""
+
+    def get(self, path: str) -> bytes:
+        """Return all that was copied of a file. Raises `ObjectNotFoundError`."""
+        return self.staging.get(self._tar(path))
+
+    def get_range(self, path: str, start: int, size_bytes: int) -> bytes:
+        """Return an image of a file. Raises `ObjectNotFoundError`."""
+        return self.staging.get_range(self._tar(path), start, size_bytes)
+
+    def _tar(self, path: str) -> str:
+        if path not in self.tars:
+            raise ObjectNotFoundError(f"{self.uri}/{path} is not among the files of the corpus")
+        return self.tars[path]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParquetReader:
+    """Lists Parquet files with images; a key is FILE/ROW.EXTENSION, an offset is in the tar of its copies.
+
+    The listings stay, the tars are wanted only until their images stand in shards: `unstage` removes them
+    then, and `stage` makes them again where they are wanted after all.
     """
 
     corpus: Store
     files: tuple[ObjectInfo, ...]
-    staging: Store
+    listings: FileListings
+    """The tars are beside them. Read-only: nothing is copied, and files that are new are estimated."""
     run: MapTasks
     columns: ImageColumns = field(default_factory=ImageColumns)
-    is_dry_run: bool = False
-    """Copy nothing; of files that were not copied before, list an estimate."""
 
     @property
     def uri(self) -> str:
         """The corpus's."""
         return self.corpus.uri
 
+    @property
+    def images(self) -> StagedImages:
+        """Where the listed images are read once they are copied."""
+        tars = {info.path: _tar_path(identity) for identity, info in self._files().items()}
+        return StagedImages(uri=self.uri, staging=self.listings.folder, tars=tars)
+
     def record_batches(self) -> Iterator[RecordBatch]:
         """Yield the images of all files, whose bytes are copied first if that was not done before.
 
         The split is what a file's path says, see `split_of_path`. Raises as `iter_images`.
         """
-        there = self._staged()
-        new = [info for info in self.files if self._listing_path(info) not in there]
-        if not self.is_dry_run:
-            self._copy(new)
-        for info in self.files:
-            if self.is_dry_run and info in new:
-                yield from estimate_images(info, self.corpus, self.columns)
-            else:
-                yield from self._listing(info).iter_batches(_BATCH_ROWS)
+        list_new = self._estimated if self.listings.is_read_only else self._copied
+        yield from self.listings.batches(self._files(), list_new)
 
     def stage(self) -> None:
         """Copy the images of the listed files whose tar is not there."""
-        there = self._staged()
-        self._copy(
-            [
-                info
-                for info in self.files
-                if self._listing_path(info) not in there or not self._tars(info) <= there
-            ]
-        )
-
-    def unstage(self) -> None:
-        """Remove the tars of the listed files; their listings stay.
-
-        A tar whose listing is gone is left to gc: it cannot be told.
-        """
-        for info in self.files:
-            with contextlib.suppress(ObjectNotFoundError):
-                for path in self._tars(info):
-                    self.staging.delete(path)
-
-    def _copy(self, files: Sequence[ObjectInfo]) -> None:
-        copy = partial(copy_images, corpus=self.corpus, staging=self.staging, columns=self.columns)
-        for _ in self.run(copy, files, size_bytes=sum(info.size_bytes for info in files)):
+        there = {info.path for info in self.listings.folder.scan()}
+        files = self._files().items()
+        for _ in self._copied({name: info for name, info in files if _tar_path(name) not in there}):
             pass
 
-    def _staged(self) -> set[str]:
-        return {info.path for info in self.staging.list()}
+    def unstage(self) -> None:
+        """Remove the tars of the listed files; their listings stay."""
+        for identity in self._files():
+            self.listings.folder.delete(_tar_path(identity))
 
-    def _listing_path(self, info: ObjectInfo) -> str:
-        return _listing_path(info, self.corpus, self.columns)
+    def _copied(self, files: Mapping[str, ObjectInfo]) -> Iterator[RecordBatch]:
+        copy = partial(copy_images, corpus=self.corpus, listings=self.listings, columns=self.columns)
+        size_bytes = sum(info.size_bytes for info in files.values())
+        for content in self.run(copy, list(files.items()), size_bytes=size_bytes):
+            yield from batches_of(content)
 
-    def _listing(self, info: ObjectInfo) -> Any:
-        return pq.ParquetFile(pa.BufferReader(self.staging.get(self._listing_path(info))))
+    def _estimated(self, files: Mapping[str, ObjectInfo]) -> Iterator[RecordBatch]:
+        for info in files.values():
+            yield from estimate_images(info, self.corpus, self.columns)
 
-    def _tars(self, info: ObjectInfo) -> set[str]:
-        """Return the path of the tar that a file's listing names; none where it has no row."""
-        return set(self._listing(info).read(["path"]).column("path").unique().to_pylist())
+    def _files(self) -> dict[str, ObjectInfo]:
+        """Return the files by a hash of all that their tars and listings depend on."""
+        decisive = (_STAGE_VERSION, self.corpus.uri, asdict(self.columns))
+        return {identity_of(*decisive, info.path, info.size_bytes, info.etag): info for info in self.files}
 
 
 def estimate_images(info: ObjectInfo, corpus: Store, columns: ImageColumns) -> Iterator[RecordBatch]:
@@ -136,45 +145,44 @@ def estimate_images(info: ObjectInfo, corpus: Store, columns: ImageColumns) -> I
         first_row += len(rows)
 
 
-def copy_images(info: ObjectInfo, *, corpus: Store, staging: Store, columns: ImageColumns) -> None:
-    """Copy one file's images into a tar named by its content, and then write their listing.
+def copy_images(
+    file: tuple[str, ObjectInfo], *, corpus: Store, listings: FileListings, columns: ImageColumns
+) -> bytes:
+    """Copy a file's images into a tar named by the file's identity, keep their listing, and return it.
 
-    Holds a batch of rows, and about 100 bytes an image. The tar is made in the temporary folder. Raises as
+    Holds a batch of rows, and their listing compressed. The tar is made in the temporary folder. Raises as
     `iter_images`, and `TemporaryFolderFullError`.
     """
+    identity, info = file
     with temporary_folder("stage-") as scratch:
         tar_path = scratch / "images.tar"
         with TarWriter(tar_path) as tar:
-            rows = _add_images(tar, info, corpus, columns)
-            tables = [pa.Table.from_pylist(chunk, schema=LISTING_SCHEMA) for chunk in _chunks(rows)]
-        listing = pa.concat_tables(tables) if tables else LISTING_SCHEMA.empty_table()
-        path = f"{tar.sha256[:16]}.tar"
-        if listing.num_rows:
-            staging.upload(tar_path, path, keep_source=False)
-    place = LISTING_SCHEMA.get_field_index("path")
-    listing = listing.set_column(place, LISTING_SCHEMA.field(place), pa.repeat(path, listing.num_rows))
-    sink = io.BytesIO()
-    pq.write_table(listing, sink, compression="zstd")
-    staging.put(_listing_path(info, corpus, columns), sink.getvalue())
+            content = encode_listing(_add_images(tar, info, corpus, columns))
+        listings.folder.upload(tar_path, _tar_path(identity), keep_source=False)
+    listings.keep(identity, content)
+    return content
 
 
 def _add_images(
     tar: TarWriter, info: ObjectInfo, corpus: Store, columns: ImageColumns
-) -> Iterator[dict[str, Any]]:
-    """Append the images and yield their rows, without the path that is known only at the end."""
+) -> Iterator[RecordBatch]:
+    """Append the images and yield their rows."""
     split = split_of_path(info.path)
-    for image in iter_images(corpus, info, columns):
+    images = iter_images(corpus, info, columns)
+    # A file may hold other images under the same keys, and be listed by the same dataset for those.
+    etag = f"{info.etag}:{columns.image}" if columns.image else info.etag
+
+    def row_of(image: ParquetImage) -> dict[str, Any]:
         name = f"{image.row:08d}.{_extension(image.image_bytes)}"
         (offset,) = tar.add([(name, image.image_bytes)])
-        yield {
-            "key": f"{info.path}/{name}", "offset": offset,
-            "size_bytes": len(image.image_bytes), "etag": info.etag, "labels": image.labels, "split": split,
+        return {
+            "key": f"{info.path}/{name}", "path": info.path, "offset": offset,
+            "size_bytes": len(image.image_bytes), "etag": etag, "labels": image.labels, "split": split,
         }  # fmt: skip
 
-
-def _chunks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    rows = map(row_of, images)
     while chunk := list(islice(rows, _BATCH_ROWS)):
-        yield chunk
+        yield pa.RecordBatch.from_pylist(chunk, schema=LISTING_SCHEMA)
 
 
 def _extension(content: bytes) -> str:
@@ -182,8 +190,5 @@ def _extension(content: bytes) -> str:
     return next((name for magic, name in _EXTENSIONS.items() if content.startswith(magic)), "bin")
 
 
-def _listing_path(info: ObjectInfo, corpus: Store, columns: ImageColumns) -> str:
-    """Name all that the listing depends on."""
-    identity = [_STAGE_VERSION, corpus.uri, asdict(info), asdict(columns)]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return f"{digest[:16]}.parquet"
+def _tar_path(identity: str) -> str:
+    return f"{identity}.tar"

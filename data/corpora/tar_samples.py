@@ -3,11 +3,12 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
-from data.arrow import Table
+from data.arrow import RecordBatch
 from data.corpora.class_folders import IMAGE_EXTENSIONS
 from data.corpora.range_reader import RangeReader
 from data.corpora.tar_scan import TarMember, TarSpan, iter_members, open_span
@@ -26,6 +27,7 @@ SAMPLE_SCHEMA: Any = pa.schema(
     ]
 )
 
+_BATCH_ROWS = 4096
 _MAX_SIDECAR_BYTES = 1 << 20
 _SIDECARS = ("cls", "json")
 # As webdataset cuts a name: at the first dot behind the last slash. No match: a hidden file.
@@ -44,8 +46,8 @@ class _Group:
     extensions: set[str] = field(default_factory=set[str])
 
 
-def scan_samples(span: TarSpan, *, store: RangeSource, image_extension: str = "") -> Table:
-    """Return the samples of a tar: neighbours with one key, as webdataset groups them (`SAMPLE_SCHEMA`).
+def scan_samples(span: TarSpan, *, store: RangeSource, image_extension: str = "") -> Iterator[RecordBatch]:
+    """Yield the samples of a tar: neighbours with one key, as webdataset groups them (`SAMPLE_SCHEMA`).
 
     Reads the tar once from front to back, and past members of more than 1 MiB. `image_extension` says
     which member is the image where a sample has several. Hidden files and members like `__meta__` are
@@ -54,8 +56,9 @@ def scan_samples(span: TarSpan, *, store: RangeSource, image_extension: str = ""
     `iter_members` refuses; `StoreError` where the store fails.
     """
     reader = open_span(store, span)
-    rows = [_sample(span, group, image_extension) for group in _groups(reader, span)]
-    return pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA)
+    rows = (_sample(span, group, image_extension) for group in _groups(reader, span))
+    while chunk := list(islice(rows, _BATCH_ROWS)):
+        yield pa.RecordBatch.from_pylist(chunk, schema=SAMPLE_SCHEMA)
 
 
 def _groups(reader: RangeReader, span: TarSpan) -> Iterator[_Group]:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from data.arrow import RecordBatch, Table
+from data.arrow import RecordBatch
+from data.corpora.file_listings import FileListings
 from data.corpora.labels import class_name, split_of_path
-from data.corpora.tar_listing import MAX_BATCH_ROWS, listing_of_tar
+from data.corpora.tar_listing import list_tars, listing_of_tar
 from data.corpora.tar_samples import scan_samples
 from data.corpora.tar_scan import TarSpan
 from data.corpora.tasks import MapTasks
@@ -73,6 +74,7 @@ class WebDatasetReader:
     store: Store
     tars: tuple[ObjectInfo, ...]
     run: MapTasks
+    listings: FileListings
     labels: SampleLabels = field(default_factory=SampleLabels)
     image_extension: str = ""
     """Which member is the image, where samples have several."""
@@ -84,29 +86,30 @@ class WebDatasetReader:
 
     def record_batches(self) -> Iterator[RecordBatch]:
         """Yield the images of all tars; the split is what a tar's path says, see `split_of_path`."""
-        spans = [TarSpan.of(info) for info in self.tars]
-        size_bytes = sum(span.size_bytes for span in spans)
-        list_tar = partial(
+        scan = partial(
             list_samples, store=self.store, labels=self.labels, image_extension=self.image_extension
         )
-        for table in self.run(list_tar, spans, size_bytes=size_bytes):
-            yield from table.to_batches(max_chunksize=MAX_BATCH_ROWS)
+        yield from list_tars(
+            [TarSpan.of(info) for info in self.tars],
+            scan,
+            decided_by=("webdataset", self.store.uri, asdict(self.labels), self.image_extension),
+            listings=self.listings,
+            run=self.run,
+        )
 
 
-def list_samples(span: TarSpan, *, store: Store, labels: SampleLabels, image_extension: str) -> Table:
-    """Return the listing of one tar (`LISTING_SCHEMA`). Raises as `scan_samples`, and for missing labels."""
-    samples = scan_samples(span, store=store, image_extension=image_extension)
-    names = [
-        labels.of(sample, f"sample {sample['key'][:200]!r} of tar {span.name!r}")
-        for batch in samples.to_batches(max_chunksize=1000)
-        for sample in batch.to_pylist()
-    ]
-    keys = [f"{span.name}/{key}.{extension}" for key, extension in _pairs(samples, "key", "extension")]
-    return listing_of_tar(
-        span, keys=keys, offsets=samples.column("offset"), sizes_bytes=samples.column("size_bytes"),
-        labels=names, split=split_of_path(span.name),
-    )  # fmt: skip
-
-
-def _pairs(table: Table, first: str, second: str) -> Iterator[tuple[str, str]]:
-    return zip(table.column(first).to_pylist(), table.column(second).to_pylist(), strict=True)
+def list_samples(
+    span: TarSpan, *, store: Store, labels: SampleLabels, image_extension: str
+) -> Iterator[RecordBatch]:
+    """Yield the listing of one tar (`LISTING_SCHEMA`). Raises as `scan_samples`, and for missing labels."""
+    split = split_of_path(span.name)
+    for batch in scan_samples(span, store=store, image_extension=image_extension):
+        samples = batch.to_pylist()
+        yield listing_of_tar(
+            span,
+            keys=[f"{span.name}/{sample['key']}.{sample['extension']}" for sample in samples],
+            offsets=batch.column("offset"),
+            sizes_bytes=batch.column("size_bytes"),
+            labels=[labels.of(s, f"sample {s['key'][:200]!r} of tar {span.name!r}") for s in samples],
+            split=split,
+        )

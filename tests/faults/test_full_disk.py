@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from data.build import build_snapshot
+from data.corpora.file_listings import FileListings
 from data.corpora.parquet_images import ImageColumns
 from data.corpora.parquet_stage import copy_images
 from data.duplicates import SplitShard
@@ -108,7 +109,7 @@ def test_near_duplicates_and_staged_images_in_a_full_temporary_folder(
     with pytest.raises(TemporaryFolderFullError, match="no space left in the temporary folder"):
         find_near_duplicates(made, new, config=_CONFIG)
     with pytest.raises(TemporaryFolderFullError, match="no space left in the temporary folder"):
-        copy_images(info, corpus=corpus, staging=staging, columns=ImageColumns())
+        copy_images(("0", info), corpus=corpus, listings=FileListings(folder=staging), columns=ImageColumns())
     assert not list(staging.list())
 
 

@@ -181,7 +181,7 @@ def test_objects_that_are_not_ours_stay(corpus: Store, dataset: FolderStore) -> 
 
 def test_of_staged_files_the_tars_go_and_the_listings_stay(corpus: Store, dataset: FolderStore) -> None:
     build(corpus, dataset)
-    tar, listing = "staging/0123456789abcdef.tar", "staging/0123456789abcdef.parquet"
+    tar, listing = "staging/0123456789abcdef.tar", "staging/0123456789abcdef-0123456789abcdef.parquet"
     for path in (tar, listing):
         dataset.put(path, b"x")
     assert find_garbage(dataset, grace_s=WEEK_S).objects == ()

@@ -1,12 +1,19 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from data.build import build_snapshot
+from data.corpora.file_listings import FileListings
 from data.corpora.imagenet import ImageNetReader, is_imagenet_file, parse_ground_truth
 from data.corpora.tasks import map_here
 from data.errors import InputError
+from data.shard_write import write_shards_here
+from data.sharding_config import ShardingConfig
+from infra.folder_store import FolderStore
 from tests.corpus_listing import content_of, listed
-from tests.image_samples import fill
+from tests.image_samples import fill, png
+from tests.reading_store import ReadingStore
 from tests.tar_samples import tar_bytes
 
 FISH, DOG = "n01440764", "n02085620"
@@ -21,13 +28,14 @@ def reader(
 ) -> ImageNetReader:
     store = fill(folder, files)
     tars = tuple(info for info in store.list() if is_imagenet_file(info.path))
-    return ImageNetReader(store=store, tars=tars, run=map_here, ground_truth=ground_truth)
+    listings = FileListings(folder=FolderStore(root=folder.parent / "staging"))
+    return ImageNetReader(store=store, tars=tars, run=map_here, listings=listings, ground_truth=ground_truth)
 
 
 def test_ilsvrc2012(tmp_path: Path) -> None:
     """A tar of tars for training, a flat one and a list for validation; nothing is unpacked."""
     made = reader(
-        tmp_path,
+        tmp_path / "c",
         {
             "ILSVRC2012_img_train.tar": tar_bytes({f"{s}.tar": synset_tar(s) for s in (FISH, DOG)}),
             "ILSVRC2012_img_val.tar": tar_bytes({
@@ -64,7 +72,7 @@ def test_imagenet_21k(tmp_path: Path) -> None:
 
 def test_hidden_and_other_files_are_skipped(tmp_path: Path) -> None:
     content = tar_bytes({"a.JPEG": b"x", "._a.JPEG": b"x", "list.txt": b"x"})
-    assert len(listed(reader(tmp_path, {f"{FISH}.tar": content}))) == 1
+    assert len(listed(reader(tmp_path / "c", {f"{FISH}.tar": content}))) == 1
 
 
 def test_ground_truth() -> None:
@@ -93,3 +101,56 @@ def test_bad_files_are_one_clear_line(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             listed(reader(tmp_path / str(hash(message)), files, truth))
+
+
+def test_a_second_create_reads_no_tar(tmp_path: Path) -> None:
+    """The headers of ILSVRC's 138 GB were read again by every rerun of a finished create."""
+    fish, dog = (
+        tar_bytes({f"{synset}_{i}.JPEG": png(first + i) for i in range(2)})
+        for synset, first in ((FISH, 0), (DOG, 10))
+    )
+    files = {
+        "ILSVRC2012_img_train.tar": tar_bytes({f"{FISH}.tar": fish}),
+        f"{DOG}.tar": dog,
+        "ILSVRC2012_img_val.tar": tar_bytes({"ILSVRC2012_val_00000001.JPEG": png(99)}),
+    }
+    corpus, dataset = ReadingStore(root=tmp_path / "c"), FolderStore(root=tmp_path / "dataset")
+
+    def create() -> str:
+        made = replace(reader(tmp_path / "c", {}, (DOG,)), store=corpus)
+        write = write_shards_here(corpus, dataset, ShardingConfig().limits)
+        return build_snapshot(made, dataset, ShardingConfig(), write).id
+
+    fill(tmp_path / "c", files)
+    first = create()
+    assert set(corpus.read) == set(files)
+    corpus.read.clear()
+    assert create() == first
+    assert corpus.read == []
+
+
+def test_only_a_changed_tar_is_read_again(tmp_path: Path) -> None:
+    files = {f"{s}.tar": synset_tar(s) for s in (FISH, DOG)}
+    listed(reader(tmp_path / "c", files))
+    corpus = ReadingStore(root=tmp_path / "c")
+    fill(tmp_path / "c", {f"{DOG}.tar": synset_tar(DOG, 40)})
+    assert len(listed(replace(reader(tmp_path / "c", {}), store=corpus))) == 42
+    assert set(corpus.read) == {f"{DOG}.tar"}
+
+
+def test_what_other_files_say_makes_no_tar_be_read_again(tmp_path: Path) -> None:
+    """A validation tar decides the others' split, a list of labels its own: neither is kept with the rows."""
+    listed(reader(tmp_path / "c", {f"{FISH}.tar": synset_tar(FISH)}))
+    validation = "ILSVRC2012_img_val.tar"
+    fill(tmp_path / "c", {validation: tar_bytes({"ILSVRC2012_val_00000001.JPEG": b"x"})})
+    corpus = ReadingStore(root=tmp_path / "c")
+
+    def label_of_validation(label: str) -> tuple[list[str], list[str]]:
+        rows = listed(replace(reader(tmp_path / "c", {}, (label,)), store=corpus))
+        return [row["split"] for row in rows], rows[-1]["labels"]
+
+    assert label_of_validation(FISH) == (["train", "train", "eval"], [FISH])
+    assert set(corpus.read) == {validation}
+    corpus.read.clear()
+    assert label_of_validation(DOG) == (["train", "train", "eval"], [DOG])
+    assert corpus.read == []

@@ -12,9 +12,9 @@ from tests.tar_samples import span_of, tar_bytes
 
 def scan(folder: Path, members: dict[str, bytes], **options: str) -> list[dict[str, Any]]:
     store = fill(folder, {"some.tar": tar_bytes(members)})
-    table = scan_samples(span_of(store, "some.tar"), store=store, **options)
-    assert table.schema == SAMPLE_SCHEMA
-    return table.to_pylist()
+    batches = list(scan_samples(span_of(store, "some.tar"), store=store, **options))
+    assert all(batch.schema == SAMPLE_SCHEMA for batch in batches)
+    return [row for batch in batches for row in batch.to_pylist()]
 
 
 def test_samples_of_webdatasets_own_writer(tmp_path: Path) -> None:
@@ -25,7 +25,8 @@ def test_samples_of_webdatasets_own_writer(tmp_path: Path) -> None:
                 {"__key__": f"a/{number:04d}", "png": image, "cls": number, "json": {"label": "cat"}}
             )
     store = fill(tmp_path, {})
-    rows = scan_samples(span_of(store, "some.tar"), store=store).to_pylist()
+    (batch,) = scan_samples(span_of(store, "some.tar"), store=store)
+    rows = batch.to_pylist()
     content = (tmp_path / "some.tar").read_bytes()
     assert [content[row["offset"] : row["offset"] + row["size_bytes"]] for row in rows] == images
     assert [row["key"] for row in rows] == [f"a/{number:04d}" for number in range(5)]
