@@ -1,5 +1,8 @@
 """From a corpus's new images to a snapshot on top of another one."""
 
+from collections import Counter
+from collections.abc import Sequence
+
 from data.build import (
     MAX_COMMIT_TRIES,
     RunAll,
@@ -9,7 +12,7 @@ from data.build import (
     named_counts,
 )
 from data.corpus_listing import CorpusListing
-from data.deduplicate import deduplicate
+from data.deduplicate import Written, deduplicate
 from data.errors import InputError
 from data.lease import Lease, building
 from data.list_corpus import list_for_append
@@ -28,6 +31,7 @@ from data.snapshot import (
     load_chain,
     load_snapshot,
 )
+from data.split import SPLITS
 from data.store import Store
 
 
@@ -50,9 +54,10 @@ def append_snapshot(
     Where nothing is left, the rejects are remembered and not read again.
 
     If another append was committed first, this one is done again on top of it. Raises
-    `InputError` for a new class without a usable train image and for `config.classes` that rename or
-    remove a class of the parent, `SnapshotConflictError` where HEAD does not descend from `parent` (which
-    was retired meanwhile, for example) or conflicts do not end.
+    `InputError` for a new class without a usable train image, for `config.classes` that rename or
+    remove a class of the parent, and for images that come under another class's name (`check_renamed`),
+    `SnapshotConflictError` where HEAD does not descend from `parent` (which was retired meanwhile, for
+    example) or conflicts do not end.
     """
     check_live(dataset, parent.id)
     check_classes(config, parent)
@@ -85,6 +90,42 @@ def check_classes(config: ShardingConfig, parent: Snapshot) -> None:
             )
 
 
+def check_renamed(added: Sequence[str], parent: Snapshot, listing: CorpusListing, written: Written) -> None:
+    """Raise `InputError` where an added class is one of the parent's under another name.
+
+    It is where a class that is absent from the listing has most of the added one's images, or the added
+    one has most of its images, by their bytes. A class that is merely absent is none of an append's business:
+    a folder of new images seldom has all. Nor are a few images that two classes share. An image of
+    several labels tells nothing here.
+    """
+    present = {name for _, name in listing.counts}
+    known: dict[str, Counter[str]] = {name: Counter() for name in added}
+    first = len(parent.classes)
+    for (label, old), count in written.relabelled.items():
+        if label >= first and old < first and parent.classes[old] not in present:
+            known[added[label - first]][parent.classes[old]] += count
+    for label, (name, by_old) in enumerate(known.items(), start=first):
+        num_new = sum(count for (_, one), count in written.label_counts.items() if one == label)
+        renamed = by_old.total() > num_new or any(
+            2 * count > _num_samples(parent, old) for old, count in by_old.items()
+        )
+        if renamed:
+            raise InputError(_renamed_line(name, by_old, parent))
+
+
+def _num_samples(snapshot: Snapshot, name: str) -> int:
+    return sum(snapshot.stats[split].get(name, 0) for split in SPLITS)
+
+
+def _renamed_line(name: str, by_old: Counter[str], parent: Snapshot) -> str:
+    old, count = by_old.most_common(1)[0]
+    return (
+        f"class {name!r} has {count} images that snapshot {parent.id} knows as {old!r}, a class without an "
+        "image in this corpus: an append cannot rename a class; name it as before, leave those images "
+        "out, or create another dataset"
+    )
+
+
 def _append_once(
     parent: Snapshot,
     listing: CorpusListing,
@@ -108,6 +149,7 @@ def _append_once(
     policy = "drop_train" if config.leak_policy == "error" else config.leak_policy
     results = list(run_all(plans))
     written = deduplicate(results, fresh, dataset, known=parent.splits, leak_policy=policy)
+    check_renamed(added, parent, listing, written)
     written, near = settle_near_duplicates(written, fresh, dataset, known=parent.splits, config=config)
     left_out = left_out_images(fresh)
     if not any(written.shards.values()):

@@ -155,6 +155,59 @@ def test_an_append_cannot_rename_or_remove_a_class(tmp_path: Path, dataset: Stor
     assert third.classes == ("cat", "dog", "ant", "bee"), "the same list is good for every append"
 
 
+HOUNDS = {path.replace("/dog/", "/hound/"): content for path, content in FILES.items()}
+"""`FILES` with the folder of a class renamed."""
+
+
+@pytest.mark.parametrize(
+    "beside", [{}, photos("train/hound", 3, 900), photos("train/hound", 15, 900)], ids=["same", "few", "more"]
+)
+def test_a_class_folder_that_was_renamed_is_refused(
+    tmp_path: Path, dataset: Store, beside: dict[str, bytes]
+) -> None:
+    """With the same files it was "none of use", noted for ever; with new ones both names became classes."""
+    first = build(fill(tmp_path / "corpus", FILES), dataset)
+    new = {path.replace(".png", "n.png"): content for path, content in beside.items()}
+    renamed = fill(tmp_path / "renamed", HOUNDS | new)
+    message = f"^class 'hound' has 11 images that snapshot {first.id} knows as 'dog', a class without"
+    for _ in range(2):
+        with pytest.raises(InputError, match=message):
+            append(first, renamed, dataset)
+    with pytest.raises(InputError, match=message):
+        append(first, renamed, dataset, replace(CONFIG, classes=("cat", "dog", "hound")))
+    assert ids(dataset) == [first.id]
+    assert list(dataset.list("seen")) == []
+
+
+def test_two_classes_that_became_one_are_refused(tmp_path: Path, dataset: Store) -> None:
+    first = build(fill(tmp_path / "corpus", FILES), dataset)
+    merged = {
+        path.replace("/cat/", "/pet/c").replace("/dog/", "/pet/d"): content for path, content in FILES.items()
+    }
+    with pytest.raises(InputError, match=r"class 'pet' has 11 images .* knows as '(cat|dog)'"):
+        append(first, fill(tmp_path / "merged", merged), dataset)
+
+
+def test_a_new_class_may_share_images_with_one_that_is_still_there(tmp_path: Path, dataset: Store) -> None:
+    first = build(fill(tmp_path / "corpus", FILES), dataset)
+    shared = {path: content for path, content in HOUNDS.items() if "/hound/" in path}
+    second = append(first, fill(tmp_path / "corpus", shared | {"train/hound/n.png": png(900)}), dataset)
+    assert second.classes == ("cat", "dog", "hound")
+    assert second.stats["train"] == {"cat": 8, "dog": 8, "hound": 1}
+
+
+def test_an_increment_of_a_new_class_may_have_a_few_images_of_an_absent_one(
+    tmp_path: Path, dataset: Store
+) -> None:
+    """A folder of new images seldom has all classes; an image of an absent one in it is no renamed class."""
+    first = build(fill(tmp_path / "corpus", FILES), dataset)
+    few = photos("train/fox/known", 3, 0)  # the bytes of three cats
+    incoming = fill(tmp_path / "incoming", few | photos("train/fox/new", 3, 900))
+    second = append(first, incoming, dataset)
+    assert second.stats["train"] == {"cat": 8, "dog": 8, "fox": 3}
+    assert second.stats["rejects"] == {"duplicate": 3}
+
+
 def test_new_class_without_a_usable_image_is_refused(tmp_path: Path, dataset: Store) -> None:
     first = build(fill(tmp_path / "corpus", FILES), dataset)
     incoming = fill(tmp_path / "incoming", {"train/cat/n.png": png(900), "train/ant/bad.png": b"no"})
