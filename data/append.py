@@ -8,7 +8,6 @@ from data.build import (
     RunAll,
     check_counts,
     describe_snapshot,
-    left_out_images,
     named_counts,
 )
 from data.corpus_listing import CorpusListing
@@ -151,13 +150,11 @@ def _append_once(
     written = deduplicate(results, fresh, dataset, known=parent.splits, leak_policy=policy)
     check_renamed(added, parent, listing, written)
     written, near = settle_near_duplicates(written, fresh, dataset, known=parent.splits, config=config)
-    left_out = left_out_images(fresh)
     if not any(written.shards.values()):
-        rejects = (*left_out, *written.rejects)
-        remember_rejects(dataset, parent, fresh, {reject.key: reject.reason for reject in rejects})
+        remember_rejects(dataset, parent, fresh, {reject.key: reject.reason for reject in written.rejects})
         return None
     check_counts(named_counts(written.label_counts, classes), added, needs_eval=False)
-    snapshot = describe_snapshot(parent, number, fresh, classes, written, near, left_out, dataset)
+    snapshot = describe_snapshot(parent, number, fresh, classes, written, near, dataset)
     lease.check()
     check_head(dataset, parent)
     return commit_snapshot(dataset, snapshot)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from data.arrow import RecordBatch, Table, compute
 from data.corpus_listing import LEFT_OUT, CorpusListing
+from data.left_out import UNKNOWN_LABEL
 from data.list_corpus import collect
 from data.listing import LISTING_SCHEMA
 from data.shard_index import get_parquet, put_table
@@ -33,7 +34,7 @@ OUTCOME_SCHEMA = pa.schema(
 _IDENTITY = ("path", "offset", "size_bytes", "etag")
 """What makes a record another one: a file uploaded again under its name has another size or etag."""
 
-_NOT_JUDGED: Any = pa.array(["unknown_label", "missing"])
+_NOT_JUDGED: Any = pa.array([UNKNOWN_LABEL, "missing"])
 """Outcomes of records whose image was not looked at: taken once their label is known, the file is there."""
 
 _DIGEST_SCHEMA: Any = pa.schema([("high", pa.uint64()), ("low", pa.uint64())])
@@ -44,6 +45,7 @@ _ROWS_PER_FILE = 2**18
 def write_outcomes(dataset: Store, listing: CorpusListing, reasons: Mapping[str, str]) -> tuple[str, ...]:
     """Write what became of each record (`reasons`: rejects by key) and return the Parquet files' paths.
 
+    Records that the listing left out for their label need no reason.
     Each of the files holds up to 262,144 records, sorted by key: they compress better so.
     """
     return tuple(
@@ -141,8 +143,9 @@ def _rekeyed(part: Table) -> Iterator[RecordBatch]:
 
 def _judged(listing: CorpusListing, reasons: Mapping[str, str]) -> Iterator[Table]:
     rejected = pa.array(list(reasons), pa.string())
-    why = pa.array([*reasons.values(), "accepted"], pa.string())
     for split in (*SPLITS, LEFT_OUT):
+        otherwise = UNKNOWN_LABEL if split == LEFT_OUT else "accepted"
+        why = pa.array([*reasons.values(), otherwise], pa.string())
         for rows in listing.sorted_rows(split):
             place = compute.fill_null(compute.index_in(rows.column("key"), value_set=rejected), len(reasons))
             columns = [rows.column(name) for name in OUTCOME_SCHEMA.names if name != "outcome"]
