@@ -14,7 +14,7 @@ from data.corpus_listing import CorpusListing
 from data.deduplicate import Written, deduplicate
 from data.errors import InputError
 from data.lease import Lease, building
-from data.list_corpus import list_for_append
+from data.list_corpus import list_for_append, local_folder
 from data.listing import CorpusReader
 from data.near_duplicate_drop import settle_near_duplicates
 from data.outcomes import new_records, remember_rejects
@@ -45,8 +45,9 @@ def append_snapshot(
 ) -> Snapshot | None:
     """Append the corpus's new images to `parent`; None where that adds no sample.
 
-    New is a (path, offset, size, etag) that no snapshot of the chain has processed; the key gets a hash
-    of them, so a file uploaded again under its name is another sample. New classes go to the end.
+    New is a (path, offset, size, etag) that no snapshot of the chain has processed, in a local folder also
+    one of another folder; the key gets a hash of all, so a file uploaded again under its name is another
+    sample. New classes go to the end.
     An image whose bytes the chain has is put aside as `duplicate`, or as `leak` if it would be in
     the other split; so is one of a new train and a new eval image, by policy. Unusable images never
     stop an append, as they would stop every later one too: the quarantine and the stats tell.
@@ -64,7 +65,7 @@ def append_snapshot(
     with building(dataset) as lease:
         for _ in range(MAX_COMMIT_TRIES):
             try:
-                return _append_once(parent, listing, dataset, config, run_all, lease)
+                return _append_once(parent, listing, local_folder(corpus), dataset, config, run_all, lease)
             except SnapshotConflictError:
                 head = load_snapshot(dataset, "HEAD")
                 if parent.id not in {ancestor.id for ancestor in load_chain(dataset, head)}:
@@ -128,6 +129,7 @@ def _renamed_line(name: str, by_old: Counter[str], parent: Snapshot) -> str:
 def _append_once(
     parent: Snapshot,
     listing: CorpusListing,
+    folder: str,
     dataset: Store,
     config: ShardingConfig,
     run_all: RunAll,
@@ -138,7 +140,7 @@ def _append_once(
         raise SnapshotConflictError(
             f"{dataset.uri}: snapshot {head.number} was committed by another writer as {head.id}"
         )
-    fresh = new_records(dataset, parent, listing)
+    fresh = new_records(dataset, parent, listing, folder)
     if not fresh.num_images:
         return None
     known, arrived = set(parent.classes), set(fresh.classes)
@@ -151,10 +153,11 @@ def _append_once(
     check_renamed(added, parent, listing, written)
     written, near = settle_near_duplicates(written, fresh, dataset, known=parent.splits, config=config)
     if not any(written.shards.values()):
-        remember_rejects(dataset, parent, fresh, {reject.key: reject.reason for reject in written.rejects})
+        reasons = {reject.key: reject.reason for reject in written.rejects}
+        remember_rejects(dataset, parent, fresh, reasons, folder)
         return None
     check_counts(named_counts(written.label_counts, classes), added, needs_eval=False)
-    snapshot = describe_snapshot(parent, number, fresh, classes, written, near, dataset)
+    snapshot = describe_snapshot(parent, number, fresh, classes, written, near, dataset, folder)
     lease.check()
     check_head(dataset, parent)
     return commit_snapshot(dataset, snapshot)

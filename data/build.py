@@ -11,7 +11,7 @@ from data.deduplicate import Written, deduplicate
 from data.errors import InputError
 from data.lease import building
 from data.left_out import UNKNOWN_LABEL, left_out_rows, num_left_out
-from data.list_corpus import list_for_build
+from data.list_corpus import list_for_build, local_folder
 from data.listing import CorpusReader
 from data.near_duplicate_drop import NearDuplicates, settle_near_duplicates
 from data.outcomes import write_outcomes
@@ -61,16 +61,16 @@ def build_snapshot(
 ) -> Snapshot:
     """Shard a corpus into a snapshot without a parent; the same input gives the same snapshot.
 
-    A finished build is recognised by the listing's digest: its snapshot is returned, and nothing is read.
-    Raises `InputError` for what `list_for_build` refuses, a class without a train image, no eval
-    image (unless `eval_fraction` is 0), too many unusable images, a leak (by policy), and a dataset that
-    holds another snapshot which is live. Nothing is committed then.
+    A finished build is recognised by the listing's digest, and by the folder where that is local: its
+    snapshot is returned, and nothing is read. Raises `InputError` for what `list_for_build` refuses, a class
+    without a train image, no eval image (unless `eval_fraction` is 0), too many unusable images, a leak (by
+    policy), and a dataset that holds another snapshot which is live. Nothing is committed then.
     """
     listing = listing or list_for_build(corpus, config)
     plans = plan_build(listing, config)
-    record = _build_record_path(listing, config)
+    record, folder = _build_record_path(listing, config), local_folder(corpus)
     with building(dataset) as lease:
-        if (finished := _finished_build(dataset, record)) is not None:
+        if (finished := _finished_build(dataset, record, folder)) is not None:
             return finished
         _refuse_another_root(dataset, record)
         check_rejects((), listing.num_images, config.max_reject_fraction, listing)  # known before the work
@@ -80,7 +80,7 @@ def build_snapshot(
         written, near = settle_near_duplicates(written, listing, dataset, known={}, config=config)
         counts = named_counts(written.label_counts, listing.classes)
         check_counts(counts, listing.classes, needs_eval=config.eval_fraction > 0)
-        described = describe_snapshot(None, 1, listing, listing.classes, written, near, dataset)
+        described = describe_snapshot(None, 1, listing, listing.classes, written, near, dataset, folder)
         lease.check()
         snapshot = _commit_root(dataset, described)
         dataset.put(record, json.dumps({"snapshot": snapshot.id}).encode())
@@ -94,7 +94,7 @@ def _build_record_path(listing: CorpusListing, config: ShardingConfig) -> str:
     return f"builds/{digest[:32]}.json"
 
 
-def _finished_build(dataset: Store, record_path: str) -> Snapshot | None:
+def _finished_build(dataset: Store, record_path: str, folder: str) -> Snapshot | None:
     try:
         snapshot_id = json.loads(dataset.get(record_path))["snapshot"]
     except ObjectNotFoundError:
@@ -102,9 +102,10 @@ def _finished_build(dataset: Store, record_path: str) -> Snapshot | None:
     if snapshot_id in retired_ids(dataset):
         return None
     try:
-        return load_snapshot(dataset, snapshot_id)
+        snapshot = load_snapshot(dataset, snapshot_id)
     except InputError:
         return None  # it was removed since
+    return snapshot if snapshot.listed_in == folder else None  # else the bytes must tell
 
 
 def _refuse_another_root(dataset: Store, record_path: str) -> None:
@@ -136,7 +137,7 @@ def _commit_root(dataset: Store, snapshot: Snapshot) -> Snapshot:
         live = list_live_snapshots(dataset)
         for other in live:
             if other.content_sha256 == snapshot.content_sha256:
-                return replace(snapshot, number=other.number)
+                return replace(snapshot, number=other.number, listed_in=other.listed_in)
         if live:
             raise _would_hide(dataset, live[-1])
         try:
@@ -197,6 +198,7 @@ def describe_snapshot(
     written: Written,
     near: NearDuplicates,
     dataset: Store,
+    listed_in: str = "",
 ) -> Snapshot:
     """Write the listing, the quarantine and the shard list; return the snapshot, not committed yet."""
     rejects, left_out = written.rejects, left_out_rows(listing)
@@ -214,6 +216,7 @@ def describe_snapshot(
         listing_paths=write_outcomes(dataset, listing, {reject.key: reject.reason for reject in rejects}),
         quarantine_path=write_quarantine(dataset, rejects, left_out) if counts else None,
         near_duplicates_path=near.path,
+        listed_in=listed_in,
     )
 
 

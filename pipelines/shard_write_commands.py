@@ -10,7 +10,7 @@ from data.card import card_path
 from data.corpora.options import CorpusFormat, CorpusOptions
 from data.corpus_listing import CorpusListing
 from data.errors import InputError
-from data.list_corpus import list_for_append, list_for_build
+from data.list_corpus import list_for_append, list_for_build, local_folder
 from data.outcomes import new_records
 from data.sharding_config import ShardingConfig
 from data.snapshot import Snapshot, list_live_snapshots, load_snapshot
@@ -94,7 +94,7 @@ def append(config: WriteConfig) -> Outcome:
     listing = list_for_append(corpus.source, sharding)
     _refuse_unknown_classes(config, listing, parent)
     if config.dry_run:
-        fresh = new_records(dataset, parent, listing)
+        fresh = new_records(dataset, parent, listing, local_folder(corpus.source))
         announce(f"dry run: {fresh.num_images:,} images are new to snapshot {parent.id}; nothing written")
         return Outcome(values={"dry_run": True, "parent": parent.id, "images": fresh.num_images})
     arrived = Arrivals()

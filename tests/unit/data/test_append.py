@@ -1,10 +1,12 @@
 """New images on top of a snapshot: what is new, what is known, who was first."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data.append import append_snapshot
 from data.errors import InputError
@@ -15,12 +17,13 @@ from data.shard_index import read_index
 from data.shard_plan import ShardPlans
 from data.shard_write import ShardResult, write_shards_here
 from data.snapshot import (
+    Snapshot,
     SnapshotConflictError,
     load_snapshot,
 )
 from data.store import Store
 from infra.store import open_store
-from tests.image_samples import fill, photos, png
+from tests.image_samples import encode, fill, photos, pixels, png
 from tests.small_builds import CONFIG, FILES, append, build, ids, names, rejects
 
 
@@ -62,6 +65,55 @@ def test_file_uploaded_again_under_its_name_is_another_sample(tmp_path: Path, da
     assert {row["path"] for row in rows if row["name"] == added} == {"train/cat/000.png"}
 
 
+def _unpacked(folder: Path, first_seed: int) -> Store:
+    """Fill a folder as an archive does: bitmaps, all of one size and one time."""
+    names = [
+        f"{split}/{name}/{n}.bmp" for split in ("train", "test") for name in ("cat", "dog") for n in "012"
+    ]
+    images = [Image.fromarray(pixels(first_seed + place)) for place in range(len(names))]
+    store = fill(folder, {name: encode(image, "BMP") for name, image in zip(names, images, strict=True)})
+    for name in names:
+        os.utime(folder / name, (1_000_000_000, 1_000_000_000))
+    return store
+
+
+def test_files_of_another_folder_are_other_images_whatever_their_names_sizes_and_times(
+    tmp_path: Path, dataset: Store
+) -> None:
+    """Two archives with normalised times: the second one's images were "no new image", without a record."""
+    corpora = [_unpacked(tmp_path / name, seed) for name, seed in (("one", 0), ("two", 100), ("three", 200))]
+    assert len({list_for_append(corpus, CONFIG).digest for corpus in corpora}) == 1, "not told by the listing"
+
+    def appended(dataset: Store) -> list[Snapshot]:
+        made = [build(corpora[0], dataset)]
+        for corpus in corpora[1:]:
+            made.append(append(made[-1], corpus, dataset))
+        return made
+
+    first, second, third = appended(dataset)
+    assert [s.stats["samples"]["train"] for s in (first, second, third)] == [6, 12, 18]
+    assert len(set(names(dataset, third, "train"))) == 18
+    assert all(append(third, corpus, dataset) is None for corpus in corpora)
+    assert list(dataset.list("seen")) == []
+    other = open_store(str(tmp_path / "other"))
+    assert appended(other) == [first, second, third], (
+        "keys and ids are the same for folders that did not move"
+    )
+
+
+def test_a_folder_that_moved_is_the_same_snapshot_and_nothing_new(tmp_path: Path, dataset: Store) -> None:
+    """It is read again, as no listing can tell; its images are put aside, and not read a third time."""
+    first = build(_unpacked(tmp_path / "one", 0), dataset)
+    moved = _unpacked(tmp_path / "moved", 0)
+    assert build(moved, open_store(str(tmp_path / "other"))).id == first.id
+    assert build(moved, dataset) == first
+    assert append(first, moved, dataset) is None
+    result = append_snapshot(first, moved, dataset, CONFIG, lambda plans: pytest.fail("ran again"))
+    assert result is None
+    with pytest.raises(InputError, match="made of other images"):
+        build(_unpacked(tmp_path / "two", 100), dataset)
+
+
 def test_append_puts_known_and_leaking_images_aside(tmp_path: Path, dataset: Store) -> None:
     first = build(fill(tmp_path / "corpus", FILES), dataset)
     incoming = fill(
@@ -94,7 +146,7 @@ def test_append_of_nothing_usable_is_remembered_without_a_snapshot(tmp_path: Pat
         tmp_path / "incoming", {"cat/bad.png": b"no", "cat/again.png": FILES["train/cat/001.png"]}
     )
     assert append(first, incoming, dataset) is None
-    assert new_records(dataset, first, list_for_append(incoming, CONFIG)).num_images == 0
+    assert new_records(dataset, first, list_for_append(incoming, CONFIG), incoming.uri).num_images == 0
     assert ids(dataset) == [first.id]
     result = append_snapshot(first, incoming, dataset, CONFIG, lambda plans: pytest.fail("ran again"))
     assert result is None

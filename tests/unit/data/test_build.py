@@ -182,7 +182,7 @@ def test_labels_outside_of_the_class_list_go_to_the_quarantine(tmp_path: Path, d
     assert append(first, corpus, dataset, config) is None
     arrived = fill(tmp_path / "arrived", photos("train/fox", 1, 710))
     assert append(first, arrived, dataset, config) is None, "remembered, though no shard was planned"
-    assert new_records(dataset, first, list_for_append(arrived, config)).num_images == 0
+    assert new_records(dataset, first, list_for_append(arrived, config), arrived.uri).num_images == 0
 
 
 def test_too_many_images_outside_of_the_class_list_are_refused_before_work(
