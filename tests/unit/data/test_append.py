@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -17,7 +18,6 @@ from data.shard_index import read_index
 from data.shard_plan import ShardPlans
 from data.shard_write import ShardResult, write_shards_here
 from data.snapshot import (
-    Snapshot,
     SnapshotConflictError,
     load_snapshot,
 )
@@ -84,8 +84,8 @@ def test_files_of_another_folder_are_other_images_whatever_their_names_sizes_and
     corpora = [_unpacked(tmp_path / name, seed) for name, seed in (("one", 0), ("two", 100), ("three", 200))]
     assert len({list_for_append(corpus, CONFIG).digest for corpus in corpora}) == 1, "not told by the listing"
 
-    def appended(dataset: Store) -> list[Snapshot]:
-        made = [build(corpora[0], dataset)]
+    def appended(dataset: Store) -> list[Any]:
+        made: list[Any] = [build(corpora[0], dataset)]
         for corpus in corpora[1:]:
             made.append(append(made[-1], corpus, dataset))
         return made
