@@ -151,7 +151,7 @@ def _adopt_once(
     if not any(written.shards.values()):
         return None
     check_counts(named_counts(written.label_counts, classes), added, needs_eval=False)
-    snapshot = describe_snapshot(parent, number, listing, classes, written, near, (), dataset)
+    snapshot = describe_snapshot(parent, number, listing, classes, written, near, dataset)
     lease.check()
     check_head(dataset, parent)
     return commit_snapshot(dataset, snapshot)

@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 
-from data.corpus_listing import LEFT_OUT, CorpusListing
+from data.corpus_listing import CorpusListing
 from data.deduplicate import Written, deduplicate
 from data.errors import InputError
 from data.lease import building
-from data.list_corpus import list_for_build
+from data.left_out import UNKNOWN_LABEL, left_out_rows, num_left_out
+from data.list_corpus import list_for_build, local_folder
 from data.listing import CorpusReader
 from data.near_duplicate_drop import NearDuplicates, settle_near_duplicates
 from data.outcomes import write_outcomes
-from data.quarantine import write_quarantine
+from data.quarantine import rejects_of, write_quarantine
 from data.retirement import retired_ids
 from data.shard_plan import ShardPlans
 from data.shard_write import CODECS, SHARD_FORMAT_VERSION, ShardResult
@@ -22,6 +23,7 @@ from data.sharding_config import ShardingConfig
 from data.snapshot import (
     Snapshot,
     SnapshotConflictError,
+    SnapshotHeader,
     commit_snapshot,
     list_live_snapshots,
     load_snapshot,
@@ -59,25 +61,26 @@ def build_snapshot(
 ) -> Snapshot:
     """Shard a corpus into a snapshot without a parent; the same input gives the same snapshot.
 
-    A finished build is recognised by the listing's digest: its snapshot is returned, and nothing is read.
-    Raises `InputError` for what `list_for_build` refuses, a class without a train image, no eval
-    image (unless `eval_fraction` is 0), too many unusable images, a leak (by policy), and a dataset that
-    holds another snapshot which is live. Nothing is committed then.
+    A finished build is recognised by the listing's digest, and by the folder where that is local: its
+    snapshot is returned, and nothing is read. Raises `InputError` for what `list_for_build` refuses, a class
+    without a train image, no eval image (unless `eval_fraction` is 0), too many unusable images, a leak (by
+    policy), and a dataset that holds another snapshot which is live. Nothing is committed then.
     """
     listing = listing or list_for_build(corpus, config)
     plans = plan_build(listing, config)
-    record = _build_record_path(listing, config)
+    record, folder = _build_record_path(listing, config), local_folder(corpus)
     with building(dataset) as lease:
-        if (finished := _finished_build(dataset, record)) is not None:
+        if (finished := _finished_build(dataset, record, folder)) is not None:
             return finished
+        _refuse_another_root(dataset, record)
+        check_rejects((), listing.num_images, config.max_reject_fraction, listing)  # known before the work
         results = list(run_all(plans))
-        left_out = left_out_images(listing)
-        check_rejects([*left_out, *_rejects(results)], listing.num_images, config.max_reject_fraction)
+        check_rejects(_rejects(results), listing.num_images, config.max_reject_fraction, listing)
         written = deduplicate(results, listing, dataset, known={}, leak_policy=config.leak_policy)
         written, near = settle_near_duplicates(written, listing, dataset, known={}, config=config)
         counts = named_counts(written.label_counts, listing.classes)
         check_counts(counts, listing.classes, needs_eval=config.eval_fraction > 0)
-        described = describe_snapshot(None, 1, listing, listing.classes, written, near, left_out, dataset)
+        described = describe_snapshot(None, 1, listing, listing.classes, written, near, dataset, folder)
         lease.check()
         snapshot = _commit_root(dataset, described)
         dataset.put(record, json.dumps({"snapshot": snapshot.id}).encode())
@@ -91,7 +94,7 @@ def _build_record_path(listing: CorpusListing, config: ShardingConfig) -> str:
     return f"builds/{digest[:32]}.json"
 
 
-def _finished_build(dataset: Store, record_path: str) -> Snapshot | None:
+def _finished_build(dataset: Store, record_path: str, folder: str) -> Snapshot | None:
     try:
         snapshot_id = json.loads(dataset.get(record_path))["snapshot"]
     except ObjectNotFoundError:
@@ -99,9 +102,29 @@ def _finished_build(dataset: Store, record_path: str) -> Snapshot | None:
     if snapshot_id in retired_ids(dataset):
         return None
     try:
-        return load_snapshot(dataset, snapshot_id)
+        snapshot = load_snapshot(dataset, snapshot_id)
     except InputError:
         return None  # it was removed since
+    return snapshot if snapshot.listed_in == folder else None  # else the bytes must tell
+
+
+def _refuse_another_root(dataset: Store, record_path: str) -> None:
+    """Refuse, before the work, what `_commit_root` would: a live root that other builds alone name.
+
+    A root that no record names may be this very build's, stopped between its commit and its record.
+    """
+    live = list_live_snapshots(dataset)
+    roots = {header.id for header in live if header.parent is None}
+    others = (info.path for info in dataset.list("builds") if info.path != record_path) if roots else ()
+    if roots & {json.loads(dataset.get(path))["snapshot"] for path in others}:
+        raise _would_hide(dataset, live[-1])
+
+
+def _would_hide(dataset: Store, live: SnapshotHeader) -> InputError:
+    return InputError(
+        f"{dataset.uri} holds snapshot {live.id}, made of other images or with other options; a "
+        "new first one would hide it: add new images with append, or give another --dataset"
+    )
 
 
 def _commit_root(dataset: Store, snapshot: Snapshot) -> Snapshot:
@@ -114,29 +137,14 @@ def _commit_root(dataset: Store, snapshot: Snapshot) -> Snapshot:
         live = list_live_snapshots(dataset)
         for other in live:
             if other.content_sha256 == snapshot.content_sha256:
-                return replace(snapshot, number=other.number)
+                return replace(snapshot, number=other.number, listed_in=other.listed_in)
         if live:
-            raise InputError(
-                f"{dataset.uri} holds snapshot {live[-1].id}, made of other images or with other options; a "
-                "new first one would hide it: add new images with append, or give another --dataset"
-            )
+            raise _would_hide(dataset, live[-1])
         try:
             return commit_snapshot(dataset, replace(snapshot, number=number))
         except SnapshotConflictError:
             continue
     raise SnapshotConflictError(f"{dataset.uri}: {MAX_COMMIT_TRIES} other writers committed first; try again")
-
-
-def left_out_images(listing: CorpusListing) -> list[Reject]:
-    """Return the images whose label is not among the given classes; there are some only with `reject`."""
-    return [
-        Reject(
-            key=row["key"], path=row["path"], reason="unknown_label", etag=row["etag"],
-            size_bytes=row["size_bytes"], offset=row["offset"],
-            detail=f"the labels {row['labels']!r} are not all among the given classes",
-        )
-        for rows in listing.sorted_rows(LEFT_OUT) for row in rows.to_pylist()
-    ]  # fmt: skip
 
 
 def _rejects(results: Iterable[ShardResult]) -> list[Reject]:
@@ -162,15 +170,22 @@ def check_counts(counts: Counter[tuple[str, str]], classes: Iterable[str], *, ne
         )
 
 
-def check_rejects(rejects: Sequence[Reject], num_records: int, max_fraction: float) -> None:
-    """Refuse a corpus of which too much is unusable, with the top reasons."""
-    if len(rejects) <= max_fraction * num_records:
+def check_rejects(
+    rejects: Sequence[Reject], num_records: int, max_fraction: float, listing: CorpusListing | None = None
+) -> None:
+    """Refuse a corpus of which too much is unusable, with the top reasons; what a listing left out counts."""
+    left_out = num_left_out(listing) if listing else 0
+    if len(rejects) + left_out <= max_fraction * num_records:
         return
-    reasons = Counter(reject.reason for reject in rejects).most_common(3)
-    example = min(rejects, key=lambda reject: reject.key)
+    reasons = Counter(reject.reason for reject in rejects)
+    examples = list(rejects)
+    if listing and left_out:
+        reasons[UNKNOWN_LABEL] = left_out
+        examples += rejects_of(left_out_rows(listing).sort_by("key").slice(0, 1))
+    example = min(examples, key=lambda reject: reject.key)
+    top = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
     raise InputError(
-        f"{len(rejects)} of {num_records} images cannot be used "
-        f"({', '.join(f'{count} {reason}' for reason, count in reasons)}), allowed are {max_fraction:.1%}; "
+        f"{reasons.total()} of {num_records} images cannot be used ({top}), allowed are {max_fraction:.1%}; "
         f"e.g. {example.path!r}: {example.detail}; mend them or raise max_reject_fraction"
     )
 
@@ -182,27 +197,31 @@ def describe_snapshot(
     classes: tuple[str, ...],
     written: Written,
     near: NearDuplicates,
-    left_out: Sequence[Reject],
     dataset: Store,
+    listed_in: str = "",
 ) -> Snapshot:
     """Write the listing, the quarantine and the shard list; return the snapshot, not committed yet."""
-    rejects = sorted((*left_out, *written.rejects), key=lambda reject: reject.key)
+    rejects, left_out = written.rejects, left_out_rows(listing)
+    counts = Counter(reject.reason for reject in rejects)
+    if left_out.num_rows:
+        counts[UNKNOWN_LABEL] = left_out.num_rows
     return make_snapshot(
         dataset,
         parent,
         written.shards,
         number=number,
         classes=classes,
-        stats={**_stats(parent, classes, written, rejects), "near_duplicates": near.counts},
+        stats={**_stats(parent, classes, written, counts), "near_duplicates": near.counts},
         listing_digest=listing.digest,
         listing_paths=write_outcomes(dataset, listing, {reject.key: reject.reason for reject in rejects}),
-        quarantine_path=write_quarantine(dataset, rejects) if rejects else None,
+        quarantine_path=write_quarantine(dataset, rejects, left_out) if counts else None,
         near_duplicates_path=near.path,
+        listed_in=listed_in,
     )
 
 
 def _stats(
-    parent: Snapshot | None, classes: Sequence[str], written: Written, rejects: Iterable[Reject]
+    parent: Snapshot | None, classes: Sequence[str], written: Written, rejects: Counter[str]
 ) -> dict[str, dict[str, int]]:
     before: Mapping[str, Mapping[str, int]] = parent.stats if parent else {}
 
@@ -221,4 +240,4 @@ def _stats(
         kind: {split: grown(kind, split, shards) for split, shards in written.shards.items()}
         for kind in ("samples", "size_bytes")
     }
-    return {**totals, "rejects": dict(sorted(Counter(r.reason for r in rejects).items())), **by_class}
+    return {**totals, "rejects": dict(sorted(rejects.items())), **by_class}

@@ -24,6 +24,8 @@ class Written:
     """Sorted by key."""
     label_counts: Counter[tuple[str, int]]
     """Samples by split and class index."""
+    relabelled: Counter[tuple[int, int]]
+    """As `Findings.relabelled`: samples put aside that the dataset knows with another label."""
 
 
 def deduplicate(
@@ -56,6 +58,7 @@ def deduplicate(
         shards={split: tuple(sorted(kept, key=lambda s: s.path)) for split, kept in shards.items()},
         rejects=tuple(sorted(rejects, key=lambda reject: reject.key)),
         label_counts=found.label_counts,
+        relabelled=found.relabelled,
     )
 
 

@@ -62,6 +62,9 @@ class Findings:
     """Sorted by name."""
     label_counts: Counter[tuple[str, int]]
     """Samples of the new shards that stay, by split and class index."""
+    relabelled: Counter[tuple[int, int]]
+    """Samples that go because `known` has them with another label, by the new and the known class index;
+    only those with one label each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,15 +96,18 @@ def find_duplicates(
     prints, counts = _scan(dataset, shards, len(new))
     repeated = _repeated(prints, len(new))
     removals: list[Removal] = []
+    relabelled: Counter[tuple[int, int]] = Counter()
     leaks: list[tuple[_Place, _Place]] = []
     for group in _places(dataset, shards, repeated):
         found, leak = _judge(group, len(new), leak_policy)
         removals += found
+        relabelled.update(_other_labels(group, len(new)))
         leaks += leak
     if leaks and leak_policy == "error":
         _raise_leaks(leaks)
     counts.subtract((removal.split, label) for removal in removals for label in removal.labels)
-    return Findings(removals=sorted(removals, key=lambda removal: removal.name), label_counts=counts)
+    removals.sort(key=lambda removal: removal.name)
+    return Findings(removals=removals, label_counts=counts, relabelled=relabelled)
 
 
 def read_indexes(dataset: Store, shards: Sequence[SplitShard], columns: Sequence[str]) -> Iterator[Table]:
@@ -204,6 +210,15 @@ def _judge(
     kept, dropped = (train, evaluation) if leak_policy == "drop_eval" else (evaluation, train)
     removals = [_removal(place, kept[0]) for place in (*kept[1:], *dropped)]
     return removals, [(train[0], evaluation[0])]
+
+
+def _other_labels(group: list[_Place], num_new: int) -> list[tuple[int, int]]:
+    """Return (new label, known label) of one image's new places that are known with another one."""
+    known = next((place for place in group if place.shard >= num_new), None)
+    if known is None or len(known.labels) != 1:
+        return []
+    labels = [place.labels for place in group if place.shard < num_new and place.labels != known.labels]
+    return [(new[0], known.labels[0]) for new in labels if len(new) == 1]
 
 
 def _removal(place: _Place, twin: _Place) -> Removal:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from data.arrow import RecordBatch, compute
 from data.corpora.class_folders import ClassFolderReader
+from data.corpora.manifest import ManifestReader
 from data.corpus_listing import LEFT_OUT, CorpusListing
 from data.errors import InputError
 from data.listing import LISTING_SCHEMA, CorpusReader
@@ -49,6 +50,15 @@ def list_for_append(corpus: Store | CorpusReader, config: ShardingConfig) -> Cor
     if not isinstance(corpus, CorpusReader):
         corpus = ClassFolderReader(corpus=corpus, classes=config.classes, allow_empty=True)
     return list_corpus(corpus, config)
+
+
+def local_folder(corpus: Store | CorpusReader) -> str:
+    """Return the uri of what is listed if it is in local folders, else "".
+
+    A folder's etag is only a time, so equal paths, sizes and etags of two folders may be different files.
+    """
+    uri = corpus.root.uri if isinstance(corpus, ManifestReader) else corpus.uri
+    return uri if uri.startswith("file:") else ""
 
 
 def list_corpus(reader: CorpusReader, config: ShardingConfig) -> CorpusListing:

@@ -76,4 +76,5 @@ def _drop(
         shards=shards,
         rejects=tuple(sorted(rejects, key=lambda reject: reject.key)),
         label_counts=counts,
+        relabelled=written.relabelled,
     )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from data.arrow import RecordBatch, Table, compute
 from data.corpus_listing import LEFT_OUT, CorpusListing
+from data.left_out import UNKNOWN_LABEL
 from data.list_corpus import collect
 from data.listing import LISTING_SCHEMA
 from data.shard_index import get_parquet, put_table
@@ -30,10 +31,13 @@ OUTCOME_SCHEMA = pa.schema(
     ]
 )
 
-_IDENTITY = ("path", "offset", "size_bytes", "etag")
-"""What makes a record another one: a file uploaded again under its name has another size or etag."""
+_IDENTITY = ("path", "offset", "size_bytes", "etag", "folder")
+"""What makes a record another one: a file uploaded again under its name has another size or etag.
 
-_NOT_JUDGED: Any = pa.array(["unknown_label", "missing"])
+`folder` is what `data.list_corpus.local_folder` says: unpacked archives often give all files one time.
+"""
+
+_NOT_JUDGED: Any = pa.array([UNKNOWN_LABEL, "missing"])
 """Outcomes of records whose image was not looked at: taken once their label is known, the file is there."""
 
 _DIGEST_SCHEMA: Any = pa.schema([("high", pa.uint64()), ("low", pa.uint64())])
@@ -44,6 +48,7 @@ _ROWS_PER_FILE = 2**18
 def write_outcomes(dataset: Store, listing: CorpusListing, reasons: Mapping[str, str]) -> tuple[str, ...]:
     """Write what became of each record (`reasons`: rejects by key) and return the Parquet files' paths.
 
+    Records that the listing left out for their label need no reason.
     Each of the files holds up to 262,144 records, sorted by key: they compress better so.
     """
     return tuple(
@@ -52,30 +57,34 @@ def write_outcomes(dataset: Store, listing: CorpusListing, reasons: Mapping[str,
 
 
 def remember_rejects(
-    dataset: Store, snapshot: SnapshotHeader, listing: CorpusListing, reasons: Mapping[str, str]
+    dataset: Store, snapshot: SnapshotHeader, listing: CorpusListing, reasons: Mapping[str, str], folder: str
 ) -> None:
     """Note rejected records outside of any snapshot, for an append that added nothing.
 
     They count as processed for `snapshot` and all that share its first ancestor.
     """
-    folder = seen_folder(load_chain(dataset, snapshot))
+    place = seen_folder(load_chain(dataset, snapshot))
     rejected = (
         rows.filter(compute.not_equal(rows["outcome"], "accepted")) for rows in _judged(listing, reasons)
     )
     for rows in _in_files(rejected):
-        put_table(dataset, folder, rows.sort_by("key"))
+        put_table(dataset, place, _in_folder(rows.sort_by("key"), folder))
 
 
-def new_records(dataset: Store, snapshot: SnapshotHeader, listing: CorpusListing) -> CorpusListing:
-    """Return the records whose (path, offset, size, etag) no snapshot of the chain has processed.
+def new_records(
+    dataset: Store, snapshot: SnapshotHeader, listing: CorpusListing, folder: str
+) -> CorpusListing:
+    """Return the records whose (path, offset, size, etag, folder) no snapshot of the chain has processed.
 
+    `folder` is the listed corpus's `local_folder`: what was moved is new, and a duplicate by its bytes.
     One that was left out for its label is new once the label is known, and one whose file was missing stays
     new. To each key a hash of them is added: a file uploaded again under its name is another sample.
     Memory does not grow with the listing or the chain: both are sorted by the digest, on disk if large.
     """
     judged, processed = _processed(dataset, snapshot)
     parts = chain(
-        _absent(_marked(listing, SPLITS), judged), _absent(_marked(listing, (LEFT_OUT,)), processed)
+        _absent(_marked(listing, SPLITS, folder), judged),
+        _absent(_marked(listing, (LEFT_OUT,), folder), processed),
     )
     fresh = (rekeyed for part in parts for rekeyed in _rekeyed(part))
     return collect(CorpusListing(listing.seed), fresh, None)
@@ -85,9 +94,12 @@ def _processed(dataset: Store, snapshot: SnapshotHeader) -> tuple[Spool, Spool]:
     """Return the digests of the records whose images were judged, and of all that were processed."""
     judged, processed = (Spool(_DIGEST_SCHEMA, ("high", "low")) for _ in range(2))
     headers = load_chain(dataset, snapshot)
-    paths = [path for header in headers for path in header.listing_paths]
-    for path in [*paths, *seen_paths(dataset, headers)]:
-        table = get_parquet(dataset, path)
+    listed = (
+        _in_folder(get_parquet(dataset, path), header.listed_in)
+        for header in headers
+        for path in header.listing_paths
+    )
+    for table in chain(listed, (get_parquet(dataset, path) for path in seen_paths(dataset, headers))):
         is_unread = compute.is_in(table.column("outcome"), value_set=_NOT_JUDGED)
         for spool, rows in ((judged, table.filter(compute.invert(is_unread))), (processed, table)):
             for batch in rows.select(_IDENTITY).to_batches():
@@ -95,12 +107,16 @@ def _processed(dataset: Store, snapshot: SnapshotHeader) -> tuple[Spool, Spool]:
     return judged, processed
 
 
-def _marked(listing: CorpusListing, splits: Iterable[str]) -> Spool:
+def _in_folder(rows: Table, folder: str) -> Table:
+    return rows.append_column("folder", pa.repeat(folder, rows.num_rows))
+
+
+def _marked(listing: CorpusListing, splits: Iterable[str], folder: str) -> Spool:
     listed = Spool(_MARKED_SCHEMA, ("high", "low", "key"))
     for split in splits:
         for rows in listing.sorted_rows(split):
-            for batch in rows.select(LISTING_SCHEMA.names).to_batches():
-                marked = [*batch.columns, *_digests(batch)]
+            for batch in _in_folder(rows.select(LISTING_SCHEMA.names), folder).to_batches():
+                marked = [*batch.select(LISTING_SCHEMA.names).columns, *_digests(batch)]
                 listed.add(pa.RecordBatch.from_arrays(marked, schema=_MARKED_SCHEMA))
     return listed
 
@@ -141,8 +157,9 @@ def _rekeyed(part: Table) -> Iterator[RecordBatch]:
 
 def _judged(listing: CorpusListing, reasons: Mapping[str, str]) -> Iterator[Table]:
     rejected = pa.array(list(reasons), pa.string())
-    why = pa.array([*reasons.values(), "accepted"], pa.string())
     for split in (*SPLITS, LEFT_OUT):
+        otherwise = UNKNOWN_LABEL if split == LEFT_OUT else "accepted"
+        why = pa.array([*reasons.values(), otherwise], pa.string())
         for rows in listing.sorted_rows(split):
             place = compute.fill_null(compute.index_in(rows.column("key"), value_set=rejected), len(reasons))
             columns = [rows.column(name) for name in OUTCOME_SCHEMA.names if name != "outcome"]

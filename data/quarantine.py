@@ -1,16 +1,17 @@
 """Keep a list of the images that were left out, why, and what the first of them look like."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
+from data.arrow import Table, compute
 from data.html_page import Figure, figures, page, table
 from data.image_check import ImageLimits
 from data.reject_pictures import picture_rejects
-from data.shard_index import get_parquet, parquet_bytes, parquet_table, put_parquet
+from data.shard_index import get_parquet, parquet_bytes, parquet_table, put_table
 from data.store import ImageSource, ObjectNotFoundError, Store
 from data.types import Reject
 
@@ -27,13 +28,24 @@ REJECT_SCHEMA = pa.schema(
         ("offset", pa.int64()),
     ]
 )
+_BATCH_ROWS = 4096
 _PICTURE_SCHEMA = pa.schema([("key", pa.string()), ("picture", pa.binary())])
 
 
-def write_quarantine(dataset: Store, rejects: Iterable[Reject]) -> str:
-    """Write the rejects, sorted by key, as `quarantine/HASH.parquet` and return that path."""
-    rows = [asdict(reject) for reject in sorted(rejects, key=lambda reject: reject.key)]
-    return put_parquet(dataset, "quarantine", rows, REJECT_SCHEMA)
+def write_quarantine(dataset: Store, rejects: Iterable[Reject], left_out: Table | None = None) -> str:
+    """Write the rejects, sorted by key, as `quarantine/HASH.parquet` and return that path.
+
+    `left_out` are more of them, as `REJECT_SCHEMA`: too many for an object each.
+    """
+    rows = pa.Table.from_pylist([asdict(reject) for reject in rejects], schema=REJECT_SCHEMA)
+    together = pa.concat_tables([rows, left_out]) if left_out is not None else rows
+    return put_table(dataset, "quarantine", together.sort_by("key").combine_chunks())
+
+
+def rejects_of(rows: Table) -> Iterator[Reject]:
+    """Yield rows of `REJECT_SCHEMA` as objects, some at a time."""
+    for batch in rows.to_batches(max_chunksize=_BATCH_ROWS):
+        yield from (Reject(**row) for row in batch.to_pylist())
 
 
 def picture_quarantine(dataset: Store, path: str, *, corpus: ImageSource, limits: ImageLimits) -> None:
@@ -44,8 +56,8 @@ def picture_quarantine(dataset: Store, path: str, *, corpus: ImageSource, limits
     """
     if dataset.exists(quarantine_page_path(path)):
         return
-    rejects = [Reject(**row) for row in get_parquet(dataset, path).to_pylist()]
-    pictures = picture_rejects(corpus, rejects, limits)
+    rejects = get_parquet(dataset, path)
+    pictures = picture_rejects(corpus, rejects_of(rejects), limits)
     rows = [{"key": key, "picture": picture} for key, picture in pictures.items()]
     dataset.put(_pictures_path(path), parquet_bytes(rows, _PICTURE_SCHEMA))
     dataset.put(quarantine_page_path(path), _page(rejects, pictures).encode())
@@ -76,14 +88,16 @@ def _pictures_path(path: str) -> str:
     return f"{path.removesuffix('.parquet')}-pictures.parquet"
 
 
-def _page(rejects: list[Reject], pictures: dict[str, bytes]) -> str:
-    reasons = Counter(reject.reason for reject in rejects).most_common()
+def _page(rejects: Table, pictures: dict[str, bytes]) -> str:
+    reasons = Counter(rejects.column("reason").to_pylist()).most_common()
+    drawn = rejects.filter(
+        compute.is_in(rejects.column("key"), value_set=pa.array(list(pictures), pa.string()))
+    )
     shown = [
         Figure(picture=pictures[reject.key], title=reject.reason, lines=(reject.key, reject.detail))
-        for reject in rejects
-        if reject.key in pictures
+        for reject in rejects_of(drawn)
     ]
-    title = f"<h1>Left out: {len(rejects):,} images</h1>"
+    title = f"<h1>Left out: {rejects.num_rows:,} images</h1>"
     note = f"<p>{len(shown):,} of them are shown; the Parquet file beside this page lists all.</p>"
     counts = table(("reason", "images"), [(reason, f"{count:,}") for reason, count in reasons])
     return page("Left out", [title, counts, note, figures(shown, "whole")])

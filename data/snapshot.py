@@ -16,7 +16,8 @@ from data.shard_list import ShardList, extend_shard_lists, read_shard_lists
 from data.store import ObjectNotFoundError, Store, StoreError
 from data.types import ShardInfo
 
-SNAPSHOT_FORMAT = "coatnet-snapshot/3"
+SNAPSHOT_FORMAT = "coatnet-snapshot/4"
+_NOT_CONTENT = ("number", "listed_in")
 
 
 class SnapshotConflictError(RuntimeError):
@@ -45,11 +46,14 @@ class SnapshotHeader:
     """Parquet of this snapshot's rejects."""
     near_duplicates_path: str | None = None
     """Parquet of pairs that look alike, one of each new in this snapshot."""
+    listed_in: str = ""
+    """The local folder (`file://`) that was listed, where an etag is only a time; empty for any other store.
+    Not part of the id: the same files elsewhere make the same snapshot."""
 
     @cached_property
     def content_sha256(self) -> str:
-        """The hash (hex) over everything but the number; the shards are in it by their lists' hashes."""
-        content = {name: value for name, value in self.header_values().items() if name != "number"}
+        """The hash (hex) over everything but the number and `listed_in`; shards are in it by their lists."""
+        content = {name: value for name, value in self.header_values().items() if name not in _NOT_CONTENT}
         text = json.dumps([SNAPSHOT_FORMAT, content], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

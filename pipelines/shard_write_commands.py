@@ -10,7 +10,7 @@ from data.card import card_path
 from data.corpora.options import CorpusFormat, CorpusOptions
 from data.corpus_listing import CorpusListing
 from data.errors import InputError
-from data.list_corpus import list_for_append, list_for_build
+from data.list_corpus import list_for_append, list_for_build, local_folder
 from data.outcomes import new_records
 from data.sharding_config import ShardingConfig
 from data.snapshot import Snapshot, list_live_snapshots, load_snapshot
@@ -71,14 +71,13 @@ def create(config: WriteConfig) -> Outcome:
     """Shard a corpus into a first snapshot; the same corpus again gives the same one, without reading it."""
     dataset, sharding = open_store(config.dataset), config.sharding
     corpus = _open_corpus(config, dataset)
+    tracking_uri = None if config.dry_run else _check_services(dataset)
     listing = list_for_build(corpus.source, sharding)
     announce(f"create: {describe_listing(listing)} in {corpus.uri}")
     if config.dry_run:
         shards = Counter(plan.split for plan in plan_build(listing, sharding))
         announce(f"dry run: {shards['train']} shards of train and {shards['eval']} of eval; nothing written")
         return Outcome(values={"dry_run": True, "images": listing.num_images, "shards": dict(shards)})
-    check_store(dataset)
-    tracking_uri = check_card_tracking()
     _refuse_another_root(dataset, listing)
     run_all = _run_all(config, corpus, dataset)
     snapshot = build_snapshot(corpus.source, dataset, sharding, run_all, listing=listing)
@@ -91,14 +90,13 @@ def append(config: WriteConfig) -> Outcome:
     corpus = _open_corpus(config, dataset)
     parent = load_snapshot(dataset, "HEAD")
     check_classes(sharding, parent)
+    tracking_uri = None if config.dry_run else _check_services(dataset)
     listing = list_for_append(corpus.source, sharding)
     _refuse_unknown_classes(config, listing, parent)
     if config.dry_run:
-        fresh = new_records(dataset, parent, listing)
+        fresh = new_records(dataset, parent, listing, local_folder(corpus.source))
         announce(f"dry run: {fresh.num_images:,} images are new to snapshot {parent.id}; nothing written")
         return Outcome(values={"dry_run": True, "parent": parent.id, "images": fresh.num_images})
-    check_store(dataset)
-    tracking_uri = check_card_tracking()
     arrived = Arrivals()
     run_all = arrived.watch(_run_all(config, corpus, dataset))
     appended = append_snapshot(parent, corpus.source, dataset, sharding, run_all, listing=listing)
@@ -108,6 +106,12 @@ def append(config: WriteConfig) -> Outcome:
         announce(f"append: {arrived.describe()} in {corpus.uri} since snapshot {parent.id}")
         return Outcome(values={**snapshot_values(parent), "appended": False, "rejects": arrived.reasons})
     return _committed(appended, dataset, corpus, sharding, tracking_uri)
+
+
+def _check_services(dataset: Store) -> str | None:
+    """Check what is written to; return MLflow's URI, if any. Before the listing, which may take long."""
+    check_store(dataset)
+    return check_card_tracking()
 
 
 def _open_corpus(config: WriteConfig, dataset: Store) -> Corpus:

@@ -1,10 +1,13 @@
 """New images on top of a snapshot: what is new, what is known, who was first."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from data.append import append_snapshot
 from data.errors import InputError
@@ -20,7 +23,7 @@ from data.snapshot import (
 )
 from data.store import Store
 from infra.store import open_store
-from tests.image_samples import fill, photos, png
+from tests.image_samples import encode, fill, photos, pixels, png
 from tests.small_builds import CONFIG, FILES, append, build, ids, names, rejects
 
 
@@ -62,6 +65,55 @@ def test_file_uploaded_again_under_its_name_is_another_sample(tmp_path: Path, da
     assert {row["path"] for row in rows if row["name"] == added} == {"train/cat/000.png"}
 
 
+def _unpacked(folder: Path, first_seed: int) -> Store:
+    """Fill a folder as an archive does: bitmaps, all of one size and one time."""
+    names = [
+        f"{split}/{name}/{n}.bmp" for split in ("train", "test") for name in ("cat", "dog") for n in "012"
+    ]
+    images = [Image.fromarray(pixels(first_seed + place)) for place in range(len(names))]
+    store = fill(folder, {name: encode(image, "BMP") for name, image in zip(names, images, strict=True)})
+    for name in names:
+        os.utime(folder / name, (1_000_000_000, 1_000_000_000))
+    return store
+
+
+def test_files_of_another_folder_are_other_images_whatever_their_names_sizes_and_times(
+    tmp_path: Path, dataset: Store
+) -> None:
+    """Two archives with normalised times: the second one's images were "no new image", without a record."""
+    corpora = [_unpacked(tmp_path / name, seed) for name, seed in (("one", 0), ("two", 100), ("three", 200))]
+    assert len({list_for_append(corpus, CONFIG).digest for corpus in corpora}) == 1, "not told by the listing"
+
+    def appended(dataset: Store) -> list[Any]:
+        made: list[Any] = [build(corpora[0], dataset)]
+        for corpus in corpora[1:]:
+            made.append(append(made[-1], corpus, dataset))
+        return made
+
+    first, second, third = appended(dataset)
+    assert [s.stats["samples"]["train"] for s in (first, second, third)] == [6, 12, 18]
+    assert len(set(names(dataset, third, "train"))) == 18
+    assert all(append(third, corpus, dataset) is None for corpus in corpora)
+    assert list(dataset.list("seen")) == []
+    other = open_store(str(tmp_path / "other"))
+    assert appended(other) == [first, second, third], (
+        "keys and ids are the same for folders that did not move"
+    )
+
+
+def test_a_folder_that_moved_is_the_same_snapshot_and_nothing_new(tmp_path: Path, dataset: Store) -> None:
+    """It is read again, as no listing can tell; its images are put aside, and not read a third time."""
+    first = build(_unpacked(tmp_path / "one", 0), dataset)
+    moved = _unpacked(tmp_path / "moved", 0)
+    assert build(moved, open_store(str(tmp_path / "other"))).id == first.id
+    assert build(moved, dataset) == first
+    assert append(first, moved, dataset) is None
+    result = append_snapshot(first, moved, dataset, CONFIG, lambda plans: pytest.fail("ran again"))
+    assert result is None
+    with pytest.raises(InputError, match="made of other images"):
+        build(_unpacked(tmp_path / "two", 100), dataset)
+
+
 def test_append_puts_known_and_leaking_images_aside(tmp_path: Path, dataset: Store) -> None:
     first = build(fill(tmp_path / "corpus", FILES), dataset)
     incoming = fill(
@@ -94,7 +146,7 @@ def test_append_of_nothing_usable_is_remembered_without_a_snapshot(tmp_path: Pat
         tmp_path / "incoming", {"cat/bad.png": b"no", "cat/again.png": FILES["train/cat/001.png"]}
     )
     assert append(first, incoming, dataset) is None
-    assert new_records(dataset, first, list_for_append(incoming, CONFIG)).num_images == 0
+    assert new_records(dataset, first, list_for_append(incoming, CONFIG), incoming.uri).num_images == 0
     assert ids(dataset) == [first.id]
     result = append_snapshot(first, incoming, dataset, CONFIG, lambda plans: pytest.fail("ran again"))
     assert result is None
@@ -153,6 +205,59 @@ def test_an_append_cannot_rename_or_remove_a_class(tmp_path: Path, dataset: Stor
     more = fill(tmp_path / "more", {"train/cat/o.png": png(902), "train/bee/o.png": png(903)})
     third = append(second, more, dataset, config)
     assert third.classes == ("cat", "dog", "ant", "bee"), "the same list is good for every append"
+
+
+HOUNDS = {path.replace("/dog/", "/hound/"): content for path, content in FILES.items()}
+"""`FILES` with the folder of a class renamed."""
+
+
+@pytest.mark.parametrize(
+    "beside", [{}, photos("train/hound", 3, 900), photos("train/hound", 15, 900)], ids=["same", "few", "more"]
+)
+def test_a_class_folder_that_was_renamed_is_refused(
+    tmp_path: Path, dataset: Store, beside: dict[str, bytes]
+) -> None:
+    """With the same files it was "none of use", noted for ever; with new ones both names became classes."""
+    first = build(fill(tmp_path / "corpus", FILES), dataset)
+    new = {path.replace(".png", "n.png"): content for path, content in beside.items()}
+    renamed = fill(tmp_path / "renamed", HOUNDS | new)
+    message = f"^class 'hound' has 11 images that snapshot {first.id} knows as 'dog', a class without"
+    for _ in range(2):
+        with pytest.raises(InputError, match=message):
+            append(first, renamed, dataset)
+    with pytest.raises(InputError, match=message):
+        append(first, renamed, dataset, replace(CONFIG, classes=("cat", "dog", "hound")))
+    assert ids(dataset) == [first.id]
+    assert list(dataset.list("seen")) == []
+
+
+def test_two_classes_that_became_one_are_refused(tmp_path: Path, dataset: Store) -> None:
+    first = build(fill(tmp_path / "corpus", FILES), dataset)
+    merged = {
+        path.replace("/cat/", "/pet/c").replace("/dog/", "/pet/d"): content for path, content in FILES.items()
+    }
+    with pytest.raises(InputError, match=r"class 'pet' has 11 images .* knows as '(cat|dog)'"):
+        append(first, fill(tmp_path / "merged", merged), dataset)
+
+
+def test_a_new_class_may_share_images_with_one_that_is_still_there(tmp_path: Path, dataset: Store) -> None:
+    first = build(fill(tmp_path / "corpus", FILES), dataset)
+    shared = {path: content for path, content in HOUNDS.items() if "/hound/" in path}
+    second = append(first, fill(tmp_path / "corpus", shared | {"train/hound/n.png": png(900)}), dataset)
+    assert second.classes == ("cat", "dog", "hound")
+    assert second.stats["train"] == {"cat": 8, "dog": 8, "hound": 1}
+
+
+def test_an_increment_of_a_new_class_may_have_a_few_images_of_an_absent_one(
+    tmp_path: Path, dataset: Store
+) -> None:
+    """A folder of new images seldom has all classes; an image of an absent one in it is no renamed class."""
+    first = build(fill(tmp_path / "corpus", FILES), dataset)
+    few = photos("train/fox/known", 3, 0)  # the bytes of three cats
+    incoming = fill(tmp_path / "incoming", few | photos("train/fox/new", 3, 900))
+    second = append(first, incoming, dataset)
+    assert second.stats["train"] == {"cat": 8, "dog": 8, "fox": 3}
+    assert second.stats["rejects"] == {"duplicate": 3}
 
 
 def test_new_class_without_a_usable_image_is_refused(tmp_path: Path, dataset: Store) -> None:

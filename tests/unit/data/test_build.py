@@ -139,7 +139,7 @@ def test_duplicates_go_and_leaks_stop(tmp_path: Path, dataset: Store) -> None:
 
     leaky = fill(tmp_path / "leaky", FILES | {"test/cat/leak.png": FILES["train/cat/001.png"]})
     with pytest.raises(InputError, match=r"'train/cat/001\.png' = 'test/cat/leak\.png'"):
-        build(leaky, dataset)
+        build(leaky, open_store(str(tmp_path / "other")))
     other = open_store(str(tmp_path / "other"))
     dropped = build(leaky, other, replace(CONFIG, leak_policy="drop_train"))
     assert rejects(other, dropped) == {"train/cat/001.png": "leak"}
@@ -180,11 +180,27 @@ def test_labels_outside_of_the_class_list_go_to_the_quarantine(tmp_path: Path, d
     assert first.classes == ("cat", "dog")
     assert rejects(dataset, first) == {"train/eel/000.png": "unknown_label"}
     assert append(first, corpus, dataset, config) is None
-    with pytest.raises(InputError, match=r"5 of 27 images cannot be used \(5 unknown_label\)"):
-        build(fill(tmp_path / "corpus", photos("train/eel", 5, 700)), dataset, config)
     arrived = fill(tmp_path / "arrived", photos("train/fox", 1, 710))
     assert append(first, arrived, dataset, config) is None, "remembered, though no shard was planned"
-    assert new_records(dataset, first, list_for_append(arrived, config)).num_images == 0
+    assert new_records(dataset, first, list_for_append(arrived, config), arrived.uri).num_images == 0
+
+
+def test_too_many_images_outside_of_the_class_list_are_refused_before_work(
+    tmp_path: Path, dataset: Store
+) -> None:
+    """They are known from the listing, and yet all shards were written first."""
+    config = replace(CONFIG, classes=("cat", "dog"), unknown_labels="reject", max_reject_fraction=0.1)
+    two = fill(tmp_path / "two", FILES | photos("train/eel", 2, 700) | {"train/cat/x.png": b"no"})
+    message = r"3 of 25 images cannot be used \(2 unknown_label, 1 unreadable\), .* 'train/cat/x.png': "
+    with pytest.raises(InputError, match=message):
+        build(two, dataset, config)
+    five = fill(tmp_path / "five", FILES | photos("train/eel", 5, 700))
+    message = (
+        r"5 of 27 images cannot be used \(5 unknown_label\), allowed are 10.0%; e.g. 'train/eel/000.png': "
+        r"the labels \['eel'\] are not all among"
+    )
+    with pytest.raises(InputError, match=message):
+        build_snapshot(five, dataset, config, lambda plans: pytest.fail("ran"))
 
 
 def test_records_of_several_labels_keep_them_in_shard_and_index(tmp_path: Path, dataset: Store) -> None:
@@ -280,15 +296,20 @@ def test_look_alikes_are_reported_or_dropped(tmp_path: Path, dataset: Store) -> 
     assert build(corpus, third, replace(CONFIG, near_duplicates="off")).stats["near_duplicates"] == {}
 
 
-@pytest.mark.parametrize("option", [{"near_duplicates": "off"}, {"shard_size_bytes": 9000}])
+@pytest.mark.parametrize("option", [{"seed": 5}, {"near_duplicates": "off"}, {"shard_size_bytes": 9000}])
 def test_a_second_first_snapshot_is_refused_as_it_would_hide_the_appends(
     tmp_path: Path, dataset: Store, option: dict[str, Any]
 ) -> None:
     corpus = fill(tmp_path / "corpus", FILES)
     first = build(corpus, dataset)
     second = append(first, fill(tmp_path / "more", {"train/cat/m.png": png(901)}), dataset)
-    with pytest.raises(InputError, match=f"holds snapshot {second.id}, made of other images or with other"):
-        build(corpus, dataset, replace(CONFIG, **option))
+    other, message = replace(CONFIG, **option), f"holds snapshot {second.id}, made of other images or with"
+    with pytest.raises(InputError, match=message):  # it was written to its end first
+        build_snapshot(corpus, dataset, other, lambda plans: pytest.fail("ran"))
+    for info in list(dataset.list("builds")):
+        dataset.delete(info.path)
+    with pytest.raises(InputError, match=message):
+        build(corpus, dataset, other)
     assert load_snapshot(dataset, "HEAD") == second
     assert build(corpus, dataset) == first
 

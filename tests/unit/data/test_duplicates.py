@@ -18,13 +18,14 @@ def dataset(tmp_path: Path) -> Store:
     return open_store(str(tmp_path))
 
 
-def index(dataset: Store, split: str, path: str, *rows: tuple[str, str, int]) -> SplitShard:
-    """Write an index of (name, image, label) rows."""
+def index(dataset: Store, split: str, path: str, *rows: tuple[str, str, int | tuple[int, ...]]) -> SplitShard:
+    """Write an index of (name, image, label or labels) rows."""
     names = INDEX_SCHEMA.names
     found = [
         dict.fromkeys(names)
-        | {"name": name, "sha256": hashlib.sha256(image.encode()).hexdigest(), "labels": [label]}
+        | {"name": name, "sha256": hashlib.sha256(image.encode()).hexdigest(), "labels": labels}
         for name, image, label in rows
+        for labels in [[label] if isinstance(label, int) else list(label)]
     ]
     content = parquet_bytes(found, INDEX_SCHEMA)
     index_path = f"{uuid.uuid4()}.parquet"
@@ -60,6 +61,16 @@ def test_another_label_is_told(dataset: Store) -> None:
     assert found_now.label_counts == {("train", 0): 1, ("train", 3): 0}
     (removal,) = found_now.removals
     assert removal.detail == "same bytes as train image 'a', which has another label [0]"
+
+
+def test_images_known_with_another_label_are_counted_where_both_have_one(dataset: Store) -> None:
+    """A renamed class folder was a heap of duplicates, of which nothing said that all had one other label."""
+    known = [index(dataset, "train", "k", ("a", "A", 0), ("b", "B", 0), ("c", "C", 1), ("m", "M", (0, 1)))]
+    new = [
+        index(dataset, "train", "t", ("ta", "A", 2), ("tc", "C", 1), ("tm", "M", 2), ("tx", "X", 0)),
+        index(dataset, "eval", "e", ("ea", "A", 2), ("eb", "B", (0, 2)), ("ex", "X", 2)),
+    ]
+    assert find_duplicates(dataset, new, known=known, leak_policy="drop_train").relabelled == {(2, 0): 2}
 
 
 def test_leaks_stop_or_go_by_policy(dataset: Store) -> None:

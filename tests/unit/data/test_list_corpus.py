@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from data import spool
+from data.corpora.manifest import ManifestReader
 from data.corpus_listing import LEFT_OUT, CorpusListing
 from data.errors import InputError
-from data.list_corpus import list_for_append, list_for_build
+from data.list_corpus import list_for_append, list_for_build, local_folder
 from data.listing import RecordBatch, batch_of
 from data.sharding_config import ShardingConfig
 from data.types import Record
+from infra.s3_store import S3Store
 from tests.image_samples import fill
 from tests.listings import records_in
 
@@ -76,6 +78,18 @@ def test_labels_outside_of_the_class_list_are_skipped_rejected_or_an_error() -> 
         list_for_build(reader, replace(only, unknown_labels="error"))
     with pytest.raises(InputError, match="'2' has the labels"):
         list_for_build(reader, ShardingConfig(classes=("cat",), unknown_labels="error"))
+
+
+def test_only_a_local_corpus_has_a_folder_and_a_manifests_is_that_of_its_images(tmp_path: Path) -> None:
+    """Next month's manifest of the same images is a file of another name, and they are not new."""
+    images = fill(tmp_path / "images", {"a.png": b"a"})
+    tables = fill(tmp_path / "tables", {"may.csv": b"uri,label\na.png,cat\n"})
+    (manifest,) = tables.list()
+    assert local_folder(images) == images.uri
+    assert local_folder(ManifestReader(folder=tables, manifest=manifest, root=images)) == images.uri
+    bucket = S3Store(bucket="b", prefix="p")
+    assert local_folder(bucket) == ""
+    assert local_folder(ManifestReader(folder=tables, manifest=manifest, root=bucket)) == ""
 
 
 def test_cap_is_for_train_only_and_stable(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from data import outcomes, spool
 from data.outcomes import new_records, remember_rejects, write_outcomes
 from data.shard_index import parquet_table
-from data.snapshot import Snapshot, commit_snapshot, make_snapshot
+from data.snapshot import Snapshot, commit_snapshot, load_header, make_snapshot
 from data.store import Store
 from data.types import Record
 from infra.store import open_store
@@ -29,7 +29,7 @@ def record(key: str, etag: str = "e", offset: int | None = None) -> Record:
 
 
 def new_paths(dataset: Store, head: Snapshot, *records: Record) -> list[str]:
-    return [found.path for found in records_in(new_records(dataset, head, listing_of(records)))]
+    return [found.path for found in records_in(new_records(dataset, head, listing_of(records), ""))]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_new_is_what_no_snapshot_of_the_chain_processed(dataset: Store) -> None:
     head = snapshot(dataset, write_outcomes(dataset, listing_of([second]), {}), first)
     assert new_paths(dataset, head, old, rejected, second, record("a/new.png")) == ["a/new.png"]
     for changed in (replace(old, etag="changed"), replace(old, size_bytes=2), replace(old, offset=512)):
-        (found,) = records_in(new_records(dataset, head, listing_of([changed, second])))
+        (found,) = records_in(new_records(dataset, head, listing_of([changed, second]), ""))
         assert found.key.startswith("a/old.png@")
         assert replace(found, key=old.key) == changed
     # Moved to another key by an append, a record is still known by its path.
@@ -55,14 +55,37 @@ def test_remembered_rejects_count_as_processed_but_accepted_ones_do_not(dataset:
     """Were an append to stop before its commit, a note on accepted images would lose them."""
     first = snapshot(dataset, write_outcomes(dataset, listing_of([]), {}))
     good, bad = record("a/good.png"), record("a/bad.png")
-    remember_rejects(dataset, first, listing_of([good, bad]), {bad.key: "unreadable"})
+    remember_rejects(dataset, first, listing_of([good, bad]), {bad.key: "unreadable"}, "")
     assert new_paths(dataset, first, good, bad) == [good.path]
+
+
+def test_a_record_of_another_folder_is_another_record(dataset: Store) -> None:
+    """A folder's etag is a time only, which many files may have."""
+    old, bad = record("a/old.png"), record("a/bad.png")
+    paths = write_outcomes(dataset, listing_of([old]), {})
+    made = make_snapshot(
+        dataset, None, {}, classes=("a",), stats={}, listing_digest="", listing_paths=paths,
+        quarantine_path=None, listed_in="file:///one",
+    )  # fmt: skip
+    head = commit_snapshot(dataset, made)
+    assert commit_snapshot(dataset, replace(made, listed_in="file:///two")).id == head.id
+    remember_rejects(dataset, head, listing_of([bad]), {bad.key: "unreadable"}, "file:///two")
+
+    def new_in(folder: str) -> list[str]:
+        listing = new_records(dataset, load_header(dataset, "HEAD"), listing_of([old, bad]), folder)
+        return [found.path for found in records_in(listing)]
+
+    assert {folder: new_in(folder) for folder in ("", "file:///one", "file:///two")} == {
+        "": ["a/bad.png", "a/old.png"], "file:///one": ["a/bad.png"], "file:///two": ["a/old.png"],
+    }  # fmt: skip
 
 
 def test_a_file_that_was_missing_is_not_processed(dataset: Store) -> None:
     lost, bad = record("a/lost.png"), record("a/bad.png")
     first = snapshot(dataset, write_outcomes(dataset, listing_of([lost]), {lost.key: "missing"}))
-    remember_rejects(dataset, first, listing_of([bad, lost]), {bad.key: "unreadable", lost.key: "missing"})
+    remember_rejects(
+        dataset, first, listing_of([bad, lost]), {bad.key: "unreadable", lost.key: "missing"}, ""
+    )
     assert new_paths(dataset, first, lost, bad) == [lost.path]
 
 

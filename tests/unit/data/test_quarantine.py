@@ -1,8 +1,17 @@
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
+
 from data.image_check import ImageLimits
-from data.quarantine import picture_quarantine, quarantine_page_path, read_quarantine, write_quarantine
+from data.quarantine import (
+    REJECT_SCHEMA,
+    picture_quarantine,
+    quarantine_page_path,
+    read_quarantine,
+    rejects_of,
+    write_quarantine,
+)
 from data.shard_index import parquet_table
 from data.types import Reject
 from infra.store import open_store
@@ -22,6 +31,15 @@ def test_order_does_not_matter_and_nothing_is_lost(tmp_path: Path) -> None:
     assert path == write_quarantine(store, reversed(rejects))
     assert parquet_table(store.get(path)).to_pylist() == [asdict(rejects[1]), asdict(rejects[0])]
     assert write_quarantine(store, rejects[:1]) != path
+
+
+def test_rows_without_an_object_each_stand_among_the_others(tmp_path: Path) -> None:
+    """Of a corpus of which most has an unknown label there were millions of objects."""
+    store = open_store(str(tmp_path))
+    rejects = [reject(key, 3) for key in "dbca"]
+    rows = pa.Table.from_pylist([asdict(one) for one in rejects[:2]], schema=REJECT_SCHEMA)
+    assert write_quarantine(store, rejects[2:], rows) == write_quarantine(store, rejects)
+    assert list(rejects_of(rows)) == rejects[:2]
 
 
 def test_pictures_of_files_and_of_parts_of_files(tmp_path: Path) -> None:

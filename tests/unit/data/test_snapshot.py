@@ -139,8 +139,8 @@ def test_damaged_file_is_noticed(dataset: Store, damage: Callable[[bytes], bytes
 def test_another_format_is_refused_by_name(dataset: Store) -> None:
     commit_snapshot(dataset, snapshot(dataset))
     path = "snapshots/000001.json"
-    dataset.put(path, dataset.get(path).replace(b"coatnet-snapshot/3", b"coatnet-snapshot/9"))
-    with pytest.raises(InputError, match="'coatnet-snapshot/9', this code reads 'coatnet-snapshot/3'"):
+    dataset.put(path, dataset.get(path).replace(b"coatnet-snapshot/4", b"coatnet-snapshot/9"))
+    with pytest.raises(InputError, match="'coatnet-snapshot/9', this code reads 'coatnet-snapshot/4'"):
         load_snapshot(dataset, "HEAD")
 
 
