@@ -2,7 +2,8 @@
 
 Files are named by content (the shard's sha256) and appear by rename, so a crash leaves nothing that
 could be mistaken for a shard. `flock` keeps two processes from fetching the same shard; the kernel
-drops it with its process, so a kill -9 blocks nobody.
+drops it with its process, so a kill -9 blocks nobody. An evicted file is emptied as well as unlinked:
+readers of any process may have it open, and would keep its bytes on the disk, beyond the budget.
 
     FOLDER/shards/SHA256.tar            whole shards; modification time = last opened
     FOLDER/incoming/SHA256-SIZE/        a download under way; counts as SIZE bytes of the budget
@@ -30,7 +31,7 @@ _SILENT_WAIT_S = 10.0
 
 
 class CachedShard:
-    """An open shard. Stays readable after its file is evicted; closes with its last reference."""
+    """An open shard. Reads come short once its file is evicted; closes with its last reference."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -44,7 +45,7 @@ class CachedShard:
 
     @property
     def is_evicted(self) -> bool:
-        """Say whether the file is gone and only this descriptor keeps its space occupied."""
+        """Say whether the file is gone: a short read is then no damage."""
         return os.fstat(self._descriptor).st_nlink == 0
 
 
@@ -129,7 +130,7 @@ class ShardCache:
                     if not _is_disk_full(error):
                         raise
                 shutil.rmtree(incoming, ignore_errors=True)
-                if not self._evict_oldest():
+                if not self._make_room(shard.size_bytes):
                     break
             self._warn_once(
                 f"no room for shard {shard.path} ({shard.size_bytes} bytes); reading from the store"
@@ -156,6 +157,20 @@ class ShardCache:
             incoming.mkdir(exist_ok=True)
             return True
 
+    def _make_room(self, size_bytes: int) -> bool:
+        """Evict on a full disk until so much is free; False where it would be, or turns out, in vain."""
+        with self._lock(_BUDGET_LOCK, "the budget"):
+            free_bytes = _free_bytes(self._folder)
+            if free_bytes + sum(cached_bytes for _, cached_bytes, _ in self._files()) < size_bytes:
+                return False
+            while self._evict_oldest():
+                before, free_bytes = free_bytes, _free_bytes(self._folder)
+                if free_bytes >= size_bytes:
+                    return True
+                if free_bytes <= before:  # Something else holds or takes the space.
+                    return False
+            return False
+
     def _used_bytes(self) -> int:
         on_their_way = sum(
             int(entry.name.rpartition("-")[2]) for entry in os.scandir(self._folder / "incoming")
@@ -177,7 +192,7 @@ class ShardCache:
         files = self._files()
         if not files:
             return False
-        Path(min(files)[2]).unlink(missing_ok=True)
+        _evict(min(files)[2])
         return True
 
     def _sweep_incoming(self) -> None:
@@ -207,6 +222,25 @@ class ShardCache:
         if not self._has_warned:
             self._has_warned = True
             _log.warning("the cache %s is too small for what is in use: %s", self._folder, reason)
+
+
+def _evict(path: str) -> None:
+    """Unlink a shard's file and free its space, whoever has it open."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # Another process discarded it meanwhile.
+        return
+    try:
+        Path(path).unlink(missing_ok=True)  # First: readers must be able to tell a short read from damage.
+        if os.fstat(descriptor).st_nlink == 0:  # Under another name the bytes are not ours alone.
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _free_bytes(folder: Path) -> int:
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
 
 
 def _wait_for_lock(descriptor: int, what: str) -> None:

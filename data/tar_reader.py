@@ -136,7 +136,7 @@ class ShardReader:
             is_cached = google_crc32c.value(image_bytes) == crc
         if not is_cached:
             image_bytes, is_fetched_again = self._read_from_store(shard, row, offset, size_bytes, crc)
-        if file is not None and not is_cached:
+        if file is not None and not is_cached and not file.is_evicted:
             self._drop(shard)  # Only now: where the store's bytes are wrong too, the copy is true to them.
             is_fetched_again = True
         name = index.names[row].as_py()
@@ -159,7 +159,7 @@ class ShardReader:
         with self._lock:
             if info.index_path in self._lost:
                 return True
-            has_tar = self._cache is None or shard in self._open or info.path in self._lost
+            has_tar = self._cache is None or self._has_tar(shard) or info.path in self._lost
             return shard in self._indexes and has_tar
 
     def is_streamed(self, shard: int) -> bool:
@@ -172,6 +172,7 @@ class ShardReader:
     def start_epoch(self) -> None:
         """Say that an epoch begins: a shard that is evicted and needed again before the next one is told."""
         with self._lock:
+            self._close_evicted()
             self._used.clear()
             self._evicted.clear()
 
@@ -223,24 +224,36 @@ class ShardReader:
         if cache is None:
             return None
         with self._lock:
-            self._used.add(shard)
-            if shard in self._open:
+            if self._has_tar(shard):
+                self._used.add(shard)
                 self._open.move_to_end(shard)
                 return self._open[shard]
+            self._close_evicted()  # Before `shard` counts as used: it may have gone before its first use.
+            is_back = shard in self._evicted
+            self._used.add(shard)
         # Not under the lock: other threads go on reading while this one fetches.
         file = self._fetch_whole(info.path, lambda: cache.open(self._store, info))
         with self._lock:
-            is_back = shard in self._evicted
             self._open[shard] = file
-            for other, opened in list(self._open.items()):
-                is_evicted = opened is not None and opened.is_evicted
-                if is_evicted and other in self._used:
-                    self._evicted.add(other)
-                if is_evicted or len(self._open) > _MAX_OPEN_SHARDS:
-                    del self._open[other]
+            self._close_evicted()
+            while len(self._open) > _MAX_OPEN_SHARDS:
+                self._open.popitem(last=False)
         if is_back:
             cache.warn_of_thrashing(info)
         return file
+
+    def _has_tar(self, shard: int) -> bool:
+        """Say, under the lock, whether a shard is open, or known to be streamed; not if it is evicted."""
+        opened = self._open.get(shard)
+        return shard in self._open if opened is None else not opened.is_evicted
+
+    def _close_evicted(self) -> None:
+        """Close, under the lock, what the cache let go of, and note what of that this epoch has used."""
+        for shard, opened in list(self._open.items()):
+            if opened is not None and opened.is_evicted:
+                del self._open[shard]
+                if shard in self._used:
+                    self._evicted.add(shard)
 
     def _index(self, shard: int) -> _ShardIndex:
         """Return a shard's index. Many threads ask at once for a new one: one fetches it, the others wait."""
