@@ -5,7 +5,7 @@ could be mistaken for a shard. `flock` keeps two processes from fetching the sam
 drops it with its process, so a kill -9 blocks nobody. An evicted file is emptied as well as unlinked:
 readers of any process may have it open, and would keep its bytes on the disk, beyond the budget.
 
-    FOLDER/shards/SHA256.tar            whole shards; modification time = last opened
+    FOLDER/shards/SHA256.tar            whole shards; modification time = last read
     FOLDER/incoming/SHA256-SIZE/        a download under way; counts as SIZE bytes of the budget
     FOLDER/locks/                       257 empty files
 """
@@ -15,8 +15,9 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data.errors import InputError
@@ -28,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 _BUDGET_LOCK = "budget"
 _SILENT_WAIT_S = 10.0
+_TOUCH_EVERY_NS = 10**9
+"""So exactly a file tells when it was last read. A microsecond a shard in use; shards stay for minutes."""
 
 
 class CachedShard:
@@ -35,13 +38,24 @@ class CachedShard:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._touched_ns = 0
+        self._touch()
 
     def __del__(self) -> None:
         os.close(self._descriptor)
 
     def read(self, offset: int, size_bytes: int) -> bytes:
         """Return up to `size_bytes` bytes from `offset`; for several threads at once."""
+        self._touch()
         return os.pread(self._descriptor, size_bytes, offset)
+
+    def _touch(self) -> None:
+        """Tell all processes, through the file, that the shard is in use: least recently read goes first."""
+        now_ns = time.time_ns()  # The kernel's own stamps may be equal for some milliseconds.
+        if abs(now_ns - self._touched_ns) >= _TOUCH_EVERY_NS:
+            self._touched_ns = now_ns
+            with suppress(OSError):  # Some file systems need room even for this: only the order suffers.
+                os.utime(self._descriptor, ns=(now_ns, now_ns))
 
     @property
     def is_evicted(self) -> bool:
@@ -113,7 +127,6 @@ class ShardCache:
             descriptor = os.open(self._file(shard), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
-        os.utime(descriptor)  # Least recently used goes first.
         return CachedShard(descriptor)
 
     def _fetch(self, store: Store, shard: ShardInfo) -> bool:
@@ -178,7 +191,7 @@ class ShardCache:
         return on_their_way + sum(size_bytes for _, size_bytes, _ in self._files())
 
     def _files(self) -> list[tuple[int, int, str]]:
-        """Return (last opened in ns, size in bytes, path) of each shard."""
+        """Return (last read in ns, size in bytes, path) of each shard."""
         found: list[tuple[int, int, str]] = []
         for entry in os.scandir(self._folder / "shards"):
             try:

@@ -80,6 +80,50 @@ def test_least_recently_used_goes_first(tmp_path: Path) -> None:
     assert cached_files(tmp_path / "cache") == {shards[index].sha256 for index in (0, 2, 3)}
 
 
+@pytest.mark.parametrize("same_process", [True, False])
+def test_a_shard_that_is_read_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_process: bool
+) -> None:
+    """A shard read at every step went first if it was opened first: only opening counted as use."""
+    monkeypatch.setattr(shard_cache, "_TOUCH_EVERY_NS", 0)
+    _, shards = put_shards(tmp_path, 13)
+    store = CountingStore(root=tmp_path / "store")
+    cache = ShardCache(tmp_path / "cache", 4 * SHARD_BYTES)
+    read = cache.open(store, shards[0])
+    assert read is not None
+    other = cache if same_process else ShardCache(tmp_path / "cache", 4 * SHARD_BYTES)
+    for shard in shards[1:]:
+        assert len(read.read(0, 10)) == 10
+        assert other.open(store, shard) is not None
+    assert sorted(downloads(tmp_path)) == sorted(shard.path for shard in shards)
+    assert cached_files(tmp_path / "cache") == {shards[index].sha256 for index in (0, 10, 11, 12)}
+
+
+def test_reading_seldom_touches_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each touch is a system call and a write to the disk's metadata. A clock set back must not stop them."""
+    store, shards = put_shards(tmp_path, 1)
+    cache = ShardCache(tmp_path / "cache", 10_000)
+    now_ns, touches = 10**18, list[int]()
+    real = os.utime
+
+    def utime(descriptor: int, *, ns: tuple[int, int]) -> None:
+        touches.append(ns[0])
+        real(descriptor, ns=ns)
+
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns)
+    monkeypatch.setattr(os, "utime", utime)
+    cached = cache.open(store, shards[0])
+    assert cached is not None
+    for _ in range(3000):
+        now_ns += 10**6
+        assert len(cached.read(0, 10)) == 10
+    assert touches == [10**18 + second * 10**9 for second in range(4)]
+    now_ns = 10**17
+    assert len(cached.read(0, 10)) == 10
+    (file,) = (tmp_path / "cache" / "shards").iterdir()
+    assert file.stat().st_mtime_ns == 10**17
+
+
 def test_an_evicted_shard_takes_no_space_while_it_is_open(tmp_path: Path) -> None:
     """An idle reader, or another rank, kept the bytes of evicted shards on the disk, beyond the budget."""
     store, shards = put_shards(tmp_path, 2)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import tar_reader
+from data import shard_cache, tar_reader
 from data.shard_cache import CachedShard, ShardCache
 from data.shard_index import read_index
 from data.snapshot import Snapshot
@@ -140,6 +140,24 @@ def test_an_eviction_between_opening_and_reading_is_no_damage(
     assert not reader.is_open(0), "it is to be fetched again, ahead of its next use"
     assert reader.read(0, 0).is_cached
     assert "damaged" not in caplog.text
+
+
+def test_a_shard_of_every_step_is_fetched_once(
+    pristine: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was evicted as the first that was opened, fetched again, and the cache was said to be too small."""
+    monkeypatch.setattr(shard_cache, "_TOUCH_EVERY_NS", 0)
+    store, snapshot = CountingStore(root=pristine[0].root), pristine[1]
+    shards = snapshot.splits["train"]
+    budget_bytes = 3 * max(shard.size_bytes for shard in shards)
+    assert sum(shard.size_bytes for shard in shards) > budget_bytes
+    reader = ShardReader(store, shards, ShardCache(tmp_path / "cache", budget_bytes))
+    for other in range(1, len(shards)):
+        assert reader.read(0, 0).is_cached
+        assert reader.read(other, 0).is_cached
+        assert reader.read(0, 1).is_cached
+    assert [store.asked[shard.path] for shard in shards] == [1] * len(shards)
+    assert caplog.messages == []
 
 
 def test_what_another_reader_evicts_between_epochs_is_no_thrashing(
