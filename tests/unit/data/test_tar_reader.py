@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import shard_cache, tar_reader
+from data import index_cache, shard_cache, tar_reader
 from data.shard_cache import CachedShard, ShardCache
 from data.shard_index import read_index
 from data.snapshot import Snapshot
@@ -67,10 +67,12 @@ def test_reads_the_images_and_labels(pristine: Dataset, tmp_path: Path, cached: 
 def test_few_indexes_are_kept(pristine: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     store, snapshot = pristine
     expected = read_all(ShardReader(store, snapshot.splits["train"], None), snapshot)
-    monkeypatch.setattr(tar_reader, "_MAX_INDEX_ROWS", 1)
+    monkeypatch.setattr(index_cache, "_MAX_IDLE_ROWS", 1)
+    monkeypatch.setattr(index_cache, "_NUM_READS_IN_USE", 1)
     reader = ShardReader(store, snapshot.splits["train"], None)
     assert read_all(reader, snapshot) == expected
-    assert len(reader._indexes) == 1
+    kept = [reader.is_open(shard) for shard in range(len(snapshot.splits["train"]))]
+    assert kept == [False] * (len(kept) - 1) + [True]
 
 
 @pytest.mark.parametrize("max_open", [1, 128])
