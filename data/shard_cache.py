@@ -2,9 +2,10 @@
 
 Files are named by content (the shard's sha256) and appear by rename, so a crash leaves nothing that
 could be mistaken for a shard. `flock` keeps two processes from fetching the same shard; the kernel
-drops it with its process, so a kill -9 blocks nobody.
+drops it with its process, so a kill -9 blocks nobody. An evicted file is emptied as well as unlinked:
+readers of any process may have it open, and would keep its bytes on the disk, beyond the budget.
 
-    FOLDER/shards/SHA256.tar            whole shards; modification time = last opened
+    FOLDER/shards/SHA256.tar            whole shards; modification time = last read
     FOLDER/incoming/SHA256-SIZE/        a download under way; counts as SIZE bytes of the budget
     FOLDER/locks/                       257 empty files
 """
@@ -14,8 +15,9 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data.errors import InputError
@@ -27,24 +29,37 @@ _log = logging.getLogger(__name__)
 
 _BUDGET_LOCK = "budget"
 _SILENT_WAIT_S = 10.0
+_TOUCH_EVERY_NS = 10**9
+"""So exactly a file tells when it was last read. A microsecond a shard in use; shards stay for minutes."""
 
 
 class CachedShard:
-    """An open shard. Stays readable after its file is evicted; closes with its last reference."""
+    """An open shard. Reads come short once its file is evicted; closes with its last reference."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._touched_ns = 0
+        self._touch()
 
     def __del__(self) -> None:
         os.close(self._descriptor)
 
     def read(self, offset: int, size_bytes: int) -> bytes:
         """Return up to `size_bytes` bytes from `offset`; for several threads at once."""
+        self._touch()
         return os.pread(self._descriptor, size_bytes, offset)
+
+    def _touch(self) -> None:
+        """Tell all processes, through the file, that the shard is in use: least recently read goes first."""
+        now_ns = time.time_ns()  # The kernel's own stamps may be equal for some milliseconds.
+        if abs(now_ns - self._touched_ns) >= _TOUCH_EVERY_NS:
+            self._touched_ns = now_ns
+            with suppress(OSError):  # Some file systems need room even for this: only the order suffers.
+                os.utime(self._descriptor, ns=(now_ns, now_ns))
 
     @property
     def is_evicted(self) -> bool:
-        """Say whether the file is gone and only this descriptor keeps its space occupied."""
+        """Say whether the file is gone: a short read is then no damage."""
         return os.fstat(self._descriptor).st_nlink == 0
 
 
@@ -112,7 +127,6 @@ class ShardCache:
             descriptor = os.open(self._file(shard), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
-        os.utime(descriptor)  # Least recently used goes first.
         return CachedShard(descriptor)
 
     def _fetch(self, store: Store, shard: ShardInfo) -> bool:
@@ -129,7 +143,7 @@ class ShardCache:
                     if not _is_disk_full(error):
                         raise
                 shutil.rmtree(incoming, ignore_errors=True)
-                if not self._evict_oldest():
+                if not self._make_room(shard.size_bytes):
                     break
             self._warn_once(
                 f"no room for shard {shard.path} ({shard.size_bytes} bytes); reading from the store"
@@ -156,6 +170,20 @@ class ShardCache:
             incoming.mkdir(exist_ok=True)
             return True
 
+    def _make_room(self, size_bytes: int) -> bool:
+        """Evict on a full disk until so much is free; False where it would be, or turns out, in vain."""
+        with self._lock(_BUDGET_LOCK, "the budget"):
+            free_bytes = _free_bytes(self._folder)
+            if free_bytes + sum(cached_bytes for _, cached_bytes, _ in self._files()) < size_bytes:
+                return False
+            while self._evict_oldest():
+                before, free_bytes = free_bytes, _free_bytes(self._folder)
+                if free_bytes >= size_bytes:
+                    return True
+                if free_bytes <= before:  # Something else holds or takes the space.
+                    return False
+            return False
+
     def _used_bytes(self) -> int:
         on_their_way = sum(
             int(entry.name.rpartition("-")[2]) for entry in os.scandir(self._folder / "incoming")
@@ -163,7 +191,7 @@ class ShardCache:
         return on_their_way + sum(size_bytes for _, size_bytes, _ in self._files())
 
     def _files(self) -> list[tuple[int, int, str]]:
-        """Return (last opened in ns, size in bytes, path) of each shard."""
+        """Return (last read in ns, size in bytes, path) of each shard."""
         found: list[tuple[int, int, str]] = []
         for entry in os.scandir(self._folder / "shards"):
             try:
@@ -177,7 +205,7 @@ class ShardCache:
         files = self._files()
         if not files:
             return False
-        Path(min(files)[2]).unlink(missing_ok=True)
+        _evict(min(files)[2])
         return True
 
     def _sweep_incoming(self) -> None:
@@ -207,6 +235,25 @@ class ShardCache:
         if not self._has_warned:
             self._has_warned = True
             _log.warning("the cache %s is too small for what is in use: %s", self._folder, reason)
+
+
+def _evict(path: str) -> None:
+    """Unlink a shard's file and free its space, whoever has it open."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # Another process discarded it meanwhile.
+        return
+    try:
+        Path(path).unlink(missing_ok=True)  # First: readers must be able to tell a short read from damage.
+        if os.fstat(descriptor).st_nlink == 0:  # Under another name the bytes are not ours alone.
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _free_bytes(folder: Path) -> int:
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
 
 
 def _wait_for_lock(descriptor: int, what: str) -> None:

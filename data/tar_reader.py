@@ -1,26 +1,20 @@
 """Samples of tar shards by (shard, row): the Parquet index says where the bytes are.
 
-Every image's crc32c is checked on every read. Memory is O(shards touched): indexes are kept least
-recently used, within a number of rows.
+Every image's crc32c is checked on every read. Memory is that of the indexes: see `data.index_cache`.
 """
 
 import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
 import google_crc32c
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
 from data.errors import InputError
+from data.index_cache import IndexCache, ShardIndex, load_index
 from data.shard_cache import CachedShard, ShardCache
-from data.shard_index import read_index
-from data.store import CorruptShardError, ObjectNotFoundError, ObjectTooShortError, Store, StoreError
+from data.store import CorruptShardError, ObjectNotFoundError, ObjectTooShortError, Store
 from data.types import ShardInfo
 
 __all__ = ["CorruptShardError", "MissingShards", "ShardCache", "ShardReader", "StoredImage"]
@@ -29,8 +23,6 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-_MAX_INDEX_ROWS = 1_000_000
-"""About 70 bytes each."""
 _MAX_OPEN_SHARDS = 128
 _MAX_READS = 5
 
@@ -51,17 +43,6 @@ class StoredImage(NamedTuple):
     """It came from the node's cache."""
     is_fetched_again: bool = False
     """Its checksum was wrong at the first reading."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ShardIndex:
-    """What reading needs of an index, by row."""
-
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    crcs: NDArray[np.uint32]
-    labels: NDArray[np.int64]
-    names: pa.Array
 
 
 class ShardReader:
@@ -88,15 +69,12 @@ class ShardReader:
         self._store = store
         self._shards = shards
         self._cache = cache
-        self._indexes: OrderedDict[int, _ShardIndex] = OrderedDict()
-        self._num_index_rows = 0
+        self._indexes = IndexCache(self._load_index)
         self._open: OrderedDict[int, CachedShard | None] = OrderedDict()
         self._used: set[int] = set()
         """Shards asked for in this epoch."""
         self._evicted: set[int] = set()
         """Those of them that the cache has let go of since."""
-        self._loading: dict[int, Future[_ShardIndex]] = {}
-        """Indexes on their way."""
         self._lock = threading.Lock()
 
     def read(self, shard: int, row: int) -> StoredImage:
@@ -114,8 +92,8 @@ class ShardReader:
 
     def _lost_image(self, shard: int, row: int, error: Exception) -> StoredImage:
         """Stand in for a sample that is gone: its key and label are known if its index is there."""
+        index = self._indexes.known(shard)
         with self._lock:
-            index = self._indexes.get(shard)
             is_news = shard not in self._reported
             self._reported.add(shard)
         if is_news:
@@ -125,7 +103,7 @@ class ShardReader:
         return StoredImage(b"", int(index.labels[row]), index.names[row].as_py(), str(error))
 
     def _read(self, shard: int, row: int) -> StoredImage:
-        index = self._index(shard)
+        index = self._indexes.get(shard)
         offset, size_bytes = int(index.offsets[row]), int(index.sizes[row])
         crc = int(index.crcs[row])
         file = self._cached(shard)
@@ -136,7 +114,7 @@ class ShardReader:
             is_cached = google_crc32c.value(image_bytes) == crc
         if not is_cached:
             image_bytes, is_fetched_again = self._read_from_store(shard, row, offset, size_bytes, crc)
-        if file is not None and not is_cached:
+        if file is not None and not is_cached and not file.is_evicted:
             self._drop(shard)  # Only now: where the store's bytes are wrong too, the copy is true to them.
             is_fetched_again = True
         name = index.names[row].as_py()
@@ -150,7 +128,7 @@ class ShardReader:
 
     def open(self, shard: int) -> None:
         """Fetch what reading a shard takes: its index, and the tar where the cache has room."""
-        self._index(shard)
+        self._indexes.get(shard)
         self._cached(shard)
 
     def is_open(self, shard: int) -> bool:
@@ -159,8 +137,8 @@ class ShardReader:
         with self._lock:
             if info.index_path in self._lost:
                 return True
-            has_tar = self._cache is None or shard in self._open or info.path in self._lost
-            return shard in self._indexes and has_tar
+            has_tar = self._cache is None or self._has_tar(shard) or info.path in self._lost
+        return has_tar and self._indexes.known(shard) is not None
 
     def is_streamed(self, shard: int) -> bool:
         """Say whether a shard's images are known to come from the store, one by one."""
@@ -172,6 +150,7 @@ class ShardReader:
     def start_epoch(self) -> None:
         """Say that an epoch begins: a shard that is evicted and needed again before the next one is told."""
         with self._lock:
+            self._close_evicted()
             self._used.clear()
             self._evicted.clear()
 
@@ -223,77 +202,37 @@ class ShardReader:
         if cache is None:
             return None
         with self._lock:
-            self._used.add(shard)
-            if shard in self._open:
+            if self._has_tar(shard):
+                self._used.add(shard)
                 self._open.move_to_end(shard)
                 return self._open[shard]
+            self._close_evicted()  # Before `shard` counts as used: it may have gone before its first use.
+            is_back = shard in self._evicted
+            self._used.add(shard)
         # Not under the lock: other threads go on reading while this one fetches.
         file = self._fetch_whole(info.path, lambda: cache.open(self._store, info))
         with self._lock:
-            is_back = shard in self._evicted
             self._open[shard] = file
-            for other, opened in list(self._open.items()):
-                is_evicted = opened is not None and opened.is_evicted
-                if is_evicted and other in self._used:
-                    self._evicted.add(other)
-                if is_evicted or len(self._open) > _MAX_OPEN_SHARDS:
-                    del self._open[other]
+            self._close_evicted()
+            while len(self._open) > _MAX_OPEN_SHARDS:
+                self._open.popitem(last=False)
         if is_back:
             cache.warn_of_thrashing(info)
         return file
 
-    def _index(self, shard: int) -> _ShardIndex:
-        """Return a shard's index. Many threads ask at once for a new one: one fetches it, the others wait."""
-        with self._lock:
-            known = self._indexes.get(shard)
-            if known is not None:
-                self._indexes.move_to_end(shard)
-                return known
-            under_way = self._loading.get(shard)
-            loading = under_way or self._loading.setdefault(shard, Future())
-        if under_way is not None:
-            return _result_of(under_way)
+    def _has_tar(self, shard: int) -> bool:
+        """Say, under the lock, whether a shard is open, or known to be streamed; not if it is evicted."""
+        opened = self._open.get(shard)
+        return shard in self._open if opened is None else not opened.is_evicted
+
+    def _close_evicted(self) -> None:
+        """Close, under the lock, what the cache let go of, and note what of that this epoch has used."""
+        for shard, opened in list(self._open.items()):
+            if opened is not None and opened.is_evicted:
+                del self._open[shard]
+                if shard in self._used:
+                    self._evicted.add(shard)
+
+    def _load_index(self, shard: int) -> ShardIndex:
         info = self._shards[shard]
-        try:
-            loaded = self._fetch_whole(info.index_path, lambda: self._load_index(info))
-        except BaseException as error:
-            with self._lock:
-                del self._loading[shard]
-            loading.set_exception(error)
-            raise
-        with self._lock:
-            del self._loading[shard]
-            self._indexes[shard] = loaded
-            self._num_index_rows += len(loaded.offsets)
-            while self._num_index_rows > _MAX_INDEX_ROWS and len(self._indexes) > 1:
-                _, oldest = self._indexes.popitem(last=False)
-                self._num_index_rows -= len(oldest.offsets)
-        loading.set_result(loaded)
-        return loaded
-
-    def _load_index(self, info: ShardInfo) -> _ShardIndex:
-        table = read_index(self._store, info).combine_chunks()
-        if table.num_rows != info.num_samples:
-            raise CorruptShardError(
-                f"{self._store.uri}/{info.index_path} has {table.num_rows} rows, "
-                f"its snapshot says {info.num_samples}; build the dataset again"
-            )
-        labels = table.column("labels").combine_chunks()
-        if not np.array_equal(labels.value_lengths().to_numpy(zero_copy_only=False), np.ones(len(labels))):
-            raise InputError(
-                f"shard {info.path} has samples with no label or several; training needs exactly one each."
-            )
-        return _ShardIndex(
-            offsets=table.column("offset").to_numpy().astype(np.int64),
-            sizes=table.column("size").to_numpy().astype(np.int64),
-            crcs=table.column("crc32c").to_numpy().astype(np.uint32),
-            labels=labels.flatten().to_numpy(zero_copy_only=False).astype(np.int64),
-            names=table.column("name").combine_chunks(),
-        )
-
-
-def _result_of(under_way: Future[_ShardIndex]) -> _ShardIndex:
-    try:
-        return under_way.result()
-    except (StoreError, InputError) as error:
-        raise type(error)(str(error)) from None  # A new one: several threads must not share a traceback.
+        return self._fetch_whole(info.index_path, lambda: load_index(self._store, info))

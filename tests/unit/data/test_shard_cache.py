@@ -1,6 +1,5 @@
 """The node cache: bounded, crash-safe, shared, and never in the way when it has no room."""
 
-import errno
 import fcntl
 import hashlib
 import logging
@@ -9,6 +8,7 @@ import os
 import pickle
 import signal
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +17,26 @@ import pytest
 
 from data import shard_cache
 from data.errors import InputError
-from data.shard_cache import ShardCache
+from data.shard_cache import CachedShard, ShardCache
 from data.store import StoreError
 from data.types import ShardInfo
 from infra.folder_store import FolderStore
+from tests.faults.full_disk import fill_disk
 
 SHARD_BYTES = 1000
 
 
-def put_shards(folder: Path, count: int) -> tuple[FolderStore, list[ShardInfo]]:
+def put_shards(
+    folder: Path, count: int, size_bytes: int = SHARD_BYTES
+) -> tuple[FolderStore, list[ShardInfo]]:
     store = FolderStore(root=folder / "store")
     shards: list[ShardInfo] = []
     for number in range(count):
-        content = bytes([number]) * SHARD_BYTES
+        content = bytes([number]) * size_bytes
         store.put(f"shards/{number}.tar", content)
         shards.append(
             ShardInfo(
-                path=f"shards/{number}.tar", index_path="", num_samples=1, size_bytes=SHARD_BYTES, crc32c=0,
+                path=f"shards/{number}.tar", index_path="", num_samples=1, size_bytes=size_bytes, crc32c=0,
                 sha256=hashlib.sha256(content).hexdigest(), index_sha256="",
             )
         )  # fmt: skip
@@ -46,29 +49,14 @@ def cached_files(folder: Path) -> set[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class CountingStore(FolderStore):
-    """Counts downloads in a file, across processes; slow enough for two to meet."""
+    """Counts downloads in a file, across processes; with a delay they are slow enough for two to meet."""
+
+    delay_s: float = 0.0
 
     def download(self, path: str, target: Path) -> None:
         with (self.root.parent / "downloads").open("a") as file:
             file.write(f"{path}\n")
-        time.sleep(0.2)
-        super().download(path, target)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FullDiskStore(FolderStore):
-    """Fails as a store does whose target's disk is full, until `num_cached` shards are gone."""
-
-    cache_folder: Path
-    most_files: int
-
-    def download(self, path: str, target: Path) -> None:
-        if len(cached_files(self.cache_folder)) > self.most_files:
-            target.write_bytes(b"half")
-            try:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            except OSError as error:
-                raise StoreError(f"{path}: disk full") from error
+        time.sleep(self.delay_s)
         super().download(path, target)
 
 
@@ -92,8 +80,52 @@ def test_least_recently_used_goes_first(tmp_path: Path) -> None:
     assert cached_files(tmp_path / "cache") == {shards[index].sha256 for index in (0, 2, 3)}
 
 
-def test_an_evicted_shard_stays_readable_while_open(tmp_path: Path) -> None:
-    """Another rank's eviction must not break a read under way."""
+@pytest.mark.parametrize("same_process", [True, False])
+def test_a_shard_that_is_read_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_process: bool
+) -> None:
+    """A shard read at every step went first if it was opened first: only opening counted as use."""
+    monkeypatch.setattr(shard_cache, "_TOUCH_EVERY_NS", 0)
+    _, shards = put_shards(tmp_path, 13)
+    store = CountingStore(root=tmp_path / "store")
+    cache = ShardCache(tmp_path / "cache", 4 * SHARD_BYTES)
+    read = cache.open(store, shards[0])
+    assert read is not None
+    other = cache if same_process else ShardCache(tmp_path / "cache", 4 * SHARD_BYTES)
+    for shard in shards[1:]:
+        assert len(read.read(0, 10)) == 10
+        assert other.open(store, shard) is not None
+    assert sorted(downloads(tmp_path)) == sorted(shard.path for shard in shards)
+    assert cached_files(tmp_path / "cache") == {shards[index].sha256 for index in (0, 10, 11, 12)}
+
+
+def test_reading_seldom_touches_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each touch is a system call and a write to the disk's metadata. A clock set back must not stop them."""
+    store, shards = put_shards(tmp_path, 1)
+    cache = ShardCache(tmp_path / "cache", 10_000)
+    now_ns, touches = 10**18, list[int]()
+    real = os.utime
+
+    def utime(descriptor: int, *, ns: tuple[int, int]) -> None:
+        touches.append(ns[0])
+        real(descriptor, ns=ns)
+
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns)
+    monkeypatch.setattr(os, "utime", utime)
+    cached = cache.open(store, shards[0])
+    assert cached is not None
+    for _ in range(3000):
+        now_ns += 10**6
+        assert len(cached.read(0, 10)) == 10
+    assert touches == [10**18 + second * 10**9 for second in range(4)]
+    now_ns = 10**17
+    assert len(cached.read(0, 10)) == 10
+    (file,) = (tmp_path / "cache" / "shards").iterdir()
+    assert file.stat().st_mtime_ns == 10**17
+
+
+def test_an_evicted_shard_takes_no_space_while_it_is_open(tmp_path: Path) -> None:
+    """An idle reader, or another rank, kept the bytes of evicted shards on the disk, beyond the budget."""
     store, shards = put_shards(tmp_path, 2)
     cache = ShardCache(tmp_path / "cache", SHARD_BYTES)
     first = cache.open(store, shards[0])
@@ -101,7 +133,18 @@ def test_an_evicted_shard_stays_readable_while_open(tmp_path: Path) -> None:
     assert not first.is_evicted
     cache.open(store, shards[1])
     assert first.is_evicted
-    assert first.read(0, 3) == b"\x00\x00\x00"
+    assert os.fstat(first._descriptor).st_blocks == 0
+    assert first.read(0, 3) == b""
+
+
+def test_eviction_leaves_bytes_alone_that_have_another_name(tmp_path: Path) -> None:
+    store, shards = put_shards(tmp_path, 2)
+    cache = ShardCache(tmp_path / "cache", SHARD_BYTES)
+    cache.open(store, shards[0])
+    os.link(tmp_path / "cache" / "shards" / f"{shards[0].sha256}.tar", tmp_path / "kept")
+    cache.open(store, shards[1])
+    assert cached_files(tmp_path / "cache") == {shards[1].sha256}
+    assert (tmp_path / "kept").read_bytes() == store.get(shards[0].path)
 
 
 def test_no_room_means_streaming_and_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -113,18 +156,67 @@ def test_no_room_means_streaming_and_one_warning(tmp_path: Path, caplog: pytest.
     assert "larger than the budget" in caplog.text
 
 
-def test_full_disk_evicts_then_streams(tmp_path: Path) -> None:
-    store, shards = put_shards(tmp_path, 3)
-    cache = ShardCache(tmp_path / "cache", 10 * SHARD_BYTES)
-    for shard in shards[:2]:
-        cache.open(store, shard)
-        time.sleep(0.01)
-    full = FullDiskStore(root=store.root, cache_folder=tmp_path / "cache", most_files=1)
-    assert cache.open(full, shards[2]) is not None
-    assert cached_files(tmp_path / "cache") == {shards[1].sha256, shards[2].sha256}
-    never = FullDiskStore(root=store.root, cache_folder=tmp_path / "cache", most_files=-1)
-    assert cache.open(never, shards[0]) is None
-    assert list((tmp_path / "cache" / "incoming").iterdir()) == []
+DISK_SHARD_BYTES = 16384
+
+
+def downloads(folder: Path) -> list[str]:
+    return (folder / "downloads").read_text().split()
+
+
+def test_a_full_disk_evicts_one_shard_for_one(
+    small_disk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Unlinked shards stayed on the disk in readers of any process: each eviction, and each download
+    after it, was in vain, until the cache was empty."""
+    _, shards = put_shards(tmp_path, 13, DISK_SHARD_BYTES)
+    store = CountingStore(root=tmp_path / "store")
+    fill_disk(small_disk, leave_bytes=5 * DISK_SHARD_BYTES + 4096)
+    cache = ShardCache(small_disk, 10**9)
+    held: list[CachedShard] = []
+    for number, shard in enumerate(shards):
+        cached = cache.open(store, shard)
+        assert cached is not None
+        assert cached.read(0, DISK_SHARD_BYTES) == bytes([number]) * DISK_SHARD_BYTES
+        held.append(cached)
+    assert Counter(downloads(tmp_path)) == {
+        shard.path: 1 if number < 5 else 2 for number, shard in enumerate(shards)
+    }
+    assert [cached.is_evicted for cached in held] == [True] * 8 + [False] * 5
+    assert cached_files(small_disk) == {shard.sha256 for shard in shards[-5:]}
+    assert list((small_disk / "incoming").iterdir()) == []
+    assert caplog.messages == []
+
+
+def test_a_shard_larger_than_the_disk_evicts_nothing(
+    small_disk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The whole cache went for a shard that could never have room."""
+    _, shards = put_shards(tmp_path, 3, DISK_SHARD_BYTES)
+    _, large = put_shards(tmp_path / "large", 2, 8 * DISK_SHARD_BYTES)
+    cache = ShardCache(small_disk, 10**9)
+    for shard in shards:
+        assert cache.open(FolderStore(root=tmp_path / "store"), shard) is not None
+    for shard in large:
+        assert cache.open(CountingStore(root=tmp_path / "large" / "store"), shard) is None
+    assert downloads(tmp_path / "large") == [shard.path for shard in large]
+    assert cached_files(small_disk) == {shard.sha256 for shard in shards}
+    assert list((small_disk / "incoming").iterdir()) == []
+    (warning,) = caplog.messages
+    assert "no room for shard" in warning
+
+
+def test_eviction_on_a_full_disk_stops_where_it_frees_nothing(small_disk: Path, tmp_path: Path) -> None:
+    """Here something else holds the bytes: one eviction shows it, and the other shards stay."""
+    _, shards = put_shards(tmp_path, 5, DISK_SHARD_BYTES)
+    store = CountingStore(root=tmp_path / "store")
+    cache = ShardCache(small_disk, 10**9)
+    for shard in shards[:4]:
+        assert cache.open(store, shard) is not None
+        os.link(small_disk / "shards" / f"{shard.sha256}.tar", small_disk / shard.sha256)
+    fill_disk(small_disk)
+    assert cache.open(store, shards[4]) is None
+    assert len(downloads(tmp_path)) == 5
+    assert cached_files(small_disk) == {shard.sha256 for shard in shards[1:4]}
 
 
 def test_a_fault_of_the_store_is_passed_on(tmp_path: Path) -> None:
@@ -142,7 +234,7 @@ def test_a_fault_of_the_store_is_passed_on(tmp_path: Path) -> None:
 
 def open_all(folder: Path, shards: list[ShardInfo]) -> None:
     cache = ShardCache(folder / "cache", 10_000)
-    store = CountingStore(root=folder / "store")
+    store = CountingStore(root=folder / "store", delay_s=0.2)
     for shard in shards:
         assert cache.open(store, shard) is not None
 
@@ -153,8 +245,7 @@ def test_ranks_fetch_each_shard_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as ranks:
         for done in [ranks.submit(open_all, tmp_path, shards) for _ in range(3)]:
             done.result()
-    downloads = (tmp_path / "downloads").read_text().split()
-    assert sorted(downloads) == sorted(shard.path for shard in shards)
+    assert sorted(downloads(tmp_path)) == sorted(shard.path for shard in shards)
 
 
 def test_a_long_wait_for_another_process_is_warned_of(

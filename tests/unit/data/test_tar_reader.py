@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import tar_reader
-from data.shard_cache import ShardCache
+from data import index_cache, shard_cache, tar_reader
+from data.shard_cache import CachedShard, ShardCache
 from data.shard_index import read_index
 from data.snapshot import Snapshot
 from data.store import StoreError
@@ -67,10 +67,12 @@ def test_reads_the_images_and_labels(pristine: Dataset, tmp_path: Path, cached: 
 def test_few_indexes_are_kept(pristine: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     store, snapshot = pristine
     expected = read_all(ShardReader(store, snapshot.splits["train"], None), snapshot)
-    monkeypatch.setattr(tar_reader, "_MAX_INDEX_ROWS", 1)
+    monkeypatch.setattr(index_cache, "_MAX_IDLE_ROWS", 1)
+    monkeypatch.setattr(index_cache, "_NUM_READS_IN_USE", 1)
     reader = ShardReader(store, snapshot.splits["train"], None)
     assert read_all(reader, snapshot) == expected
-    assert len(reader._indexes) == 1
+    kept = [reader.is_open(shard) for shard in range(len(snapshot.splits["train"]))]
+    assert kept == [False] * (len(kept) - 1) + [True]
 
 
 @pytest.mark.parametrize("max_open", [1, 128])
@@ -97,6 +99,82 @@ def test_a_small_budget_and_few_open_shards(
         assert len(reader._open) <= max_open
     warnings = [record for record in caplog.messages if "is needed again in the same epoch" in record]
     assert len(warnings) == 1
+
+
+def test_a_full_disk_evicts_one_shard_for_one(
+    small_disk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reader's open files kept evicted shards on the disk: every shard was evicted in vain, again and
+    again, with a download after each, and then this one was streamed."""
+    made, snapshot = small_dataset(tmp_path, num_train=200)
+    store, shards = CountingStore(root=made.root), snapshot.splits["train"]
+    reader = ShardReader(store, shards, ShardCache(small_disk, 10**9))
+    fewest = len(shards)
+    for number in range(len(shards)):
+        assert reader.read(number, 0).is_cached
+        if number > 3:
+            fewest = min(fewest, len(list((small_disk / "shards").iterdir())))
+    assert len(shards) > 20
+    assert fewest >= 4
+    assert max(store.asked[shard.path] for shard in shards) == 2, "one that fails, and one after evictions"
+    assert caplog.messages == []
+
+
+def test_an_eviction_between_opening_and_reading_is_no_damage(
+    pristine: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another rank may evict at any time: the image comes from the store, and nothing is called damaged."""
+    store, snapshot = pristine
+    shards = snapshot.splits["train"]
+    expected = ShardReader(store, shards, None).read(0, 0)
+    cache = ShardCache(tmp_path / "cache", max(shard.size_bytes for shard in shards))
+    reader = ShardReader(store, shards, cache)
+    real = reader._cached
+
+    def cached_then_evicted(shard: int) -> CachedShard | None:
+        file = real(shard)
+        cache.open(store, shards[1])
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, "_cached", cached_then_evicted)
+        assert reader.read(0, 0) == expected
+    assert not reader.is_open(0), "it is to be fetched again, ahead of its next use"
+    assert reader.read(0, 0).is_cached
+    assert "damaged" not in caplog.text
+
+
+def test_a_shard_of_every_step_is_fetched_once(
+    pristine: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was evicted as the first that was opened, fetched again, and the cache was said to be too small."""
+    monkeypatch.setattr(shard_cache, "_TOUCH_EVERY_NS", 0)
+    store, snapshot = CountingStore(root=pristine[0].root), pristine[1]
+    shards = snapshot.splits["train"]
+    budget_bytes = 3 * max(shard.size_bytes for shard in shards)
+    assert sum(shard.size_bytes for shard in shards) > budget_bytes
+    reader = ShardReader(store, shards, ShardCache(tmp_path / "cache", budget_bytes))
+    for other in range(1, len(shards)):
+        assert reader.read(0, 0).is_cached
+        assert reader.read(other, 0).is_cached
+        assert reader.read(0, 1).is_cached
+    assert [store.asked[shard.path] for shard in shards] == [1] * len(shards)
+    assert caplog.messages == []
+
+
+def test_what_another_reader_evicts_between_epochs_is_no_thrashing(
+    pristine: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, snapshot = pristine
+    shards = snapshot.splits["train"]
+    cache = ShardCache(tmp_path / "cache", max(shard.size_bytes for shard in shards))
+    idle, busy = ShardReader(store, shards, cache), ShardReader(store, shards, cache)
+    for _ in range(2):
+        idle.start_epoch()
+        assert idle.read(0, 0).is_cached
+        busy.start_epoch()
+        assert busy.read(1, 0).is_cached
+    assert caplog.messages == []
 
 
 def test_a_dataset_larger_than_the_cache_is_no_thrashing(
