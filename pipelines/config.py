@@ -241,21 +241,22 @@ class RunConfig:
     runtime: Runtime = field(default_factory=Runtime)
 
     def __post_init__(self) -> None:
-        check_runtime_fits(self.recipe, self.runtime)
+        check_runtime_fits(self.recipe, self.runtime, ("pretrain", "finetune"))
 
 
-def check_runtime_fits(recipe: Recipe, runtime: Runtime) -> None:
-    """Raise InputError where the runtime asks for what the recipe's model or phases do not have."""
+def check_runtime_fits(recipe: Recipe, runtime: Runtime, phases: Sequence[str]) -> None:
+    """Raise InputError where the runtime asks for what the recipe's model or these phases do not have."""
     num_stages = len(recipe.model_config(num_classes=2).layout)
     if wrong := [index for index in runtime.checkpointed_stages if not 0 <= index < num_stages]:
         raise InputError(
             f"runtime.checkpointed_stages has {wrong[0]}; {recipe.model} has stages 0 to {num_stages - 1}"
         )
-    for name, phase in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
-        if runtime.num_workers > phase.num_lanes:
+    for name in phases:
+        num_lanes = getattr(recipe, name).num_lanes
+        if runtime.num_workers > num_lanes:
             raise InputError(
                 f"runtime.num_workers is {runtime.num_workers}; at most recipe.{name}.num_lanes = "
-                f"{phase.num_lanes} can share the work: more lanes are another order of the samples"
+                f"{num_lanes} can share the work: more lanes are another order of the samples"
             )
 
 

@@ -69,7 +69,7 @@ class RetrainConfig(MainJobKeys):
             )
         if self.recipe == Recipe():
             raise InputError("no recipe: give --config with the file that the champion was trained with")
-        check_runtime_fits(self.recipe, self.runtime)  # before anything is appended
+        check_runtime_fits(self.recipe, self.runtime, ("finetune",))  # before anything is appended
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ RECIPE = Recipe(seed=1)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_workers": 16}, r"num_workers is 16; at most recipe.pretrain.num_lanes = 8 can share"),
+        ({"num_workers": 16}, r"num_workers is 16; at most recipe.finetune.num_lanes = 8 can share"),
         ({"checkpointed_stages": (9,)}, r"checkpointed_stages has 9; coatnet_0 has stages 0 to 3"),
     ],
 )
