@@ -14,6 +14,7 @@ import fcntl
 import logging
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Generator
@@ -132,9 +133,12 @@ class ShardCache:
     def _fetch(self, store: Store, shard: ShardInfo) -> bool:
         """Download a shard under its lock; False where neither budget nor disk has room."""
         incoming = self._folder / "incoming" / f"{shard.sha256}-{shard.size_bytes}"
+        is_disk_full = False
         try:
-            while self._reserve(incoming, shard.size_bytes):
+            while True:
                 try:
+                    if not self._reserve(incoming, shard.size_bytes, is_disk_full=is_disk_full):
+                        break
                     store.download(shard.path, incoming / "shard.tar")
                     self._check_size(incoming / "shard.tar", store, shard)
                     (incoming / "shard.tar").replace(self._file(shard))
@@ -143,8 +147,7 @@ class ShardCache:
                     if not _is_disk_full(error):
                         raise
                 shutil.rmtree(incoming, ignore_errors=True)
-                if not self._make_room(shard.size_bytes):
-                    break
+                is_disk_full = True
             self._warn_once(
                 f"no room for shard {shard.path} ({shard.size_bytes} bytes); reading from the store"
             )
@@ -161,28 +164,33 @@ class ShardCache:
                 "restore it or build the dataset again"
             )
 
-    def _reserve(self, incoming: Path, size_bytes: int) -> bool:
-        """Evict until the budget has room for a download, and take that room."""
+    def _reserve(self, incoming: Path, size_bytes: int, *, is_disk_full: bool) -> bool:
+        """Evict until budget and disk have room for a download, and take that room.
+
+        `is_disk_full`: a download has failed, whatever the disk says of its room (quotas, inodes).
+        """
         with self._lock(_BUDGET_LOCK, "the budget"):
             while self._used_bytes() + size_bytes > self._budget_bytes:
                 if not self._evict_oldest():
                     return False
+            is_disk_full = is_disk_full or _free_bytes(self._folder) < size_bytes
+            if is_disk_full and not self._make_room(size_bytes):
+                return False
             incoming.mkdir(exist_ok=True)
             return True
 
     def _make_room(self, size_bytes: int) -> bool:
-        """Evict on a full disk until so much is free; False where it would be, or turns out, in vain."""
-        with self._lock(_BUDGET_LOCK, "the budget"):
-            free_bytes = _free_bytes(self._folder)
-            if free_bytes + sum(cached_bytes for _, cached_bytes, _ in self._files()) < size_bytes:
-                return False
-            while self._evict_oldest():
-                before, free_bytes = free_bytes, _free_bytes(self._folder)
-                if free_bytes >= size_bytes:
-                    return True
-                if free_bytes <= before:  # Something else holds or takes the space.
-                    return False
+        """Evict at least one shard, and on until so much of the disk is free; False where that is in vain."""
+        free_bytes = _free_bytes(self._folder)
+        if free_bytes + sum(cached_bytes for _, cached_bytes, _ in self._files()) < size_bytes:
             return False
+        while self._evict_oldest():
+            before, free_bytes = free_bytes, _free_bytes(self._folder)
+            if free_bytes >= size_bytes:
+                return True
+            if free_bytes <= before:  # Something else holds or takes the space.
+                return False
+        return False
 
     def _used_bytes(self) -> int:
         on_their_way = sum(
@@ -253,6 +261,8 @@ def _evict(path: str) -> None:
 
 def _free_bytes(folder: Path) -> int:
     status = os.statvfs(folder)
+    if status.f_blocks == 0:  # A file system without a limit, or that does not tell.
+        return sys.maxsize
     return status.f_bavail * status.f_frsize
 
 
