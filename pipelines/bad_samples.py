@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import distributed
 
 from coatnet.worker import Worker
-from data.loader import TooManyBadSamplesError
+from data.loader import TooManyBadSamplesError, name_some
 from data.store import ObjectNotFoundError, Store
 from infra.tracking import Tracker
 
@@ -32,7 +32,8 @@ class BadSource(Protocol):
 class BadSamples:
     """Adds up what the ranks' loaders met in a stage, also before it was stopped and resumed.
 
-    What an epoch met before a kill, and did not report, is met again in the next one if there is one.
+    It is reported before each checkpoint, where all ranks are in step: what a killed run met after its last
+    one, the resumed run meets again, and counts once by its key.
     """
 
     def __init__(
@@ -44,22 +45,30 @@ class BadSamples:
         self._stage = stage
         self.reasons: Mapping[str, str] = _load(stage)
         """Key -> why, of all ranks, as of the last report."""
+        self._listed: Mapping[str, str] = {}
+
+    def is_past_budget(self) -> bool:
+        """Return whether this rank alone knows of too many: then all ranks should stop and report."""
+        return len(self.reasons.keys() | self._source.bad_samples.keys()) > self._max_allowed
 
     def report(self, num_steps: int) -> None:
         """Count and list them; every rank calls it. Raises `TooManyBadSamplesError`, on all ranks alike."""
         found, lost = self._gather()
         self.reasons = {**self.reasons, **found}
-        if self._worker.rank == 0:
+        if self._worker.rank == 0 and self.reasons != self._listed:
             self._keep({key: reason for key, reason in self.reasons.items() if key not in lost})
         if self._tracker is not None:
             self._tracker.log_metrics(num_steps, {METRIC: float(len(self.reasons))})
-            if self.reasons:
+            if self.reasons != self._listed:
                 self._tracker.log_json(ARTIFACT, self.reasons)
+        self._listed = self.reasons
         if len(self.reasons) > self._max_allowed:
-            key, reason = next(reversed(self.reasons.items()))
+            if self._tracker is not None:
+                self._tracker.flush()  # No checkpoint follows that would do it.
             raise TooManyBadSamplesError(
                 f"{len(self.reasons)} samples of all ranks cannot be decoded, runtime.max_bad_samples allows "
-                f"{self._max_allowed}; one is {key!r} ({reason}): build the dataset again or allow more"
+                f"{self._max_allowed}; among them {name_some(self.reasons)}: build the dataset again "
+                "or allow more"
             )
 
     def _keep(self, lasting: Mapping[str, str]) -> None:

@@ -103,7 +103,8 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
         ),
         log=_log_nothing if tracker is None else _with_source_epochs(tracker.log_metrics, loader),
         data_metrics=lambda: loader.take_stats().metrics(),
-        after_epoch=bad_samples.report,
+        before_save=bad_samples.report,
+        wants_stop=bad_samples.is_past_budget,
     )
     if worker.rank == 0:
         _save_weights(stage, model, result.weights)
@@ -171,7 +172,7 @@ def make_train_loader(worker: Worker, plan: TrainPlan, dataset: Store, snapshot:
         prefetch_batches=plan.runtime.prefetch_batches,
         mixture=open_mixture(plan.phase.mixture, max_wait_s=plan.runtime.max_store_wait_s),
         missing_shards=plan.phase.missing_shards,
-        max_bad_samples=plan.runtime.max_bad_samples,
+        max_bad_samples=None,  # `BadSamples` counts those of all ranks.
     )
 
 
