@@ -117,7 +117,10 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Every sample of a split once over all ranks; ranks have equally many batches, padded with weight 0."""
+    """Every sample of a split once over all ranks; ranks have equally many batches, padded with weight 0.
+
+    `max_bad_samples` is as the `TrainLoader`'s.
+    """
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class EvalLoader:
         cache: ShardCache | None,
         num_threads: int = 2,
         prefetch_batches: int = 2,
-        max_bad_samples: int = 100,
+        max_bad_samples: int | None = 100,
     ) -> None:
         shards = shards_of(snapshot, split)
         self._decode = decode
@@ -151,6 +154,11 @@ class EvalLoader:
     def bad_samples(self) -> Mapping[str, str]:
         """The samples that could not be decoded so far, on this rank: key -> why."""
         return self._batch_reader.bad_samples
+
+    @property
+    def lost_samples(self) -> Set[str]:
+        """As the `TrainLoader`'s; empty, as a lost shard of this split is an error."""
+        return self._batch_reader.lost_samples
 
     def batches(self) -> Generator[Batch]:
         """Yield all batches; their epoch is 0. Close the iterator to stop early."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Set
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import distributed
 
@@ -16,7 +16,7 @@ ARTIFACT = "bad_samples.json"
 
 
 class BadSource(Protocol):
-    """`data.loader.TrainLoader` is one; what it tells grows."""
+    """`data.loader.TrainLoader` and `EvalLoader` are; what they tell grows."""
 
     @property
     def bad_samples(self) -> Mapping[str, str]:
@@ -27,6 +27,9 @@ class BadSource(Protocol):
     def lost_samples(self) -> Set[str]:
         """Those of them whose shard is gone or damaged, and may come back."""
         ...
+
+
+Source = TypeVar("Source", bound=BadSource)
 
 
 class BadSamples:
@@ -40,16 +43,22 @@ class BadSamples:
         self, worker: Worker, source: BadSource, tracker: Tracker | None, max_allowed: int, *, stage: Store
     ) -> None:
         """`source` is this rank's. The stage's folder keeps the count."""
-        self._worker, self._source, self._tracker = worker, source, tracker
+        self._worker, self._tracker = worker, tracker
+        self._sources: tuple[BadSource, ...] = (source,)
         self._max_allowed = max_allowed
         self._stage = stage
         self.reasons: Mapping[str, str] = _load(stage)
         """Key -> why, of all ranks, as of the last report."""
         self._listed: Mapping[str, str] = {}
 
+    def watch(self, evaluation: Source) -> Source:
+        """Count what an evaluation meets as well, until the next one; a report must come between them."""
+        self._sources = (self._sources[0], evaluation)
+        return evaluation
+
     def is_past_budget(self) -> bool:
         """Return whether this rank alone knows of too many: then all ranks should stop and report."""
-        return len(self.reasons.keys() | self._source.bad_samples.keys()) > self._max_allowed
+        return len(self.reasons.keys() | self._own().keys()) > self._max_allowed
 
     def report(self, num_steps: int) -> None:
         """Count and list them; every rank calls it. Raises `TooManyBadSamplesError`, on all ranks alike."""
@@ -76,8 +85,11 @@ class BadSamples:
         if lasting:
             self._stage.put(ARTIFACT, json.dumps(lasting).encode())
 
+    def _own(self) -> dict[str, str]:
+        return {key: reason for source in self._sources for key, reason in source.bad_samples.items()}
+
     def _gather(self) -> tuple[dict[str, str], set[str]]:
-        own = (dict(self._source.bad_samples), set(self._source.lost_samples))
+        own = (self._own(), {key for source in self._sources for key in source.lost_samples})
         if self._worker.world_size == 1:
             return own
         of_ranks: list[Any] = [None] * self._worker.world_size

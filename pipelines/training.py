@@ -92,7 +92,7 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
             name=plan.name, checkpoint_every_steps=plan.runtime.checkpoint_every_steps
         ),
         source=loader,
-        make_eval_source=partial(make_eval_loader, worker, plan, dataset, snapshot),
+        make_eval_source=lambda: bad_samples.watch(make_eval_loader(worker, plan, dataset, snapshot)),
         augment=_audited(augment, plan, worker.rank),
         normalize=partial(normalize, mean=mean, std=std),
         checkpoints=CheckpointStore(
@@ -188,7 +188,7 @@ def make_eval_loader(worker: Worker, plan: TrainPlan, dataset: Store, snapshot: 
         world_size=worker.world_size,
         cache=_cache(plan.runtime),
         num_threads=plan.runtime.decode_threads,
-        max_bad_samples=plan.runtime.max_bad_samples,
+        max_bad_samples=None,  # As above.
     )
 
 

@@ -13,12 +13,16 @@ from coatnet.loop import TrainingStoppedError
 from coatnet.worker import LocalWorker
 from data.crop import DecodeConfig
 from data.loader import TooManyBadSamplesError, TrainLoader
+from data.shard_index import read_index
 from data.snapshot import Snapshot
 from data.tar_reader import ShardReader, StoredImage
 from data.types import Batch
 from infra.folder_store import FolderStore
 from pipelines.bad_samples import ARTIFACT, METRIC, BadSamples
+from pipelines.config import PhaseConfig, Runtime
+from pipelines.training import TrainPlan, train_worker
 from tests.small_dataset import small_dataset
+from tests.tiny_coatnet import TINY
 from tests.tiny_training import CONFIG, ORDER, RUNTIME, MemorySource, run_tiny, spawn_ranks
 
 NUM_BAD = 15
@@ -52,6 +56,18 @@ def test_ranks_add_up_and_stop_together(tmp_path: Path, max_allowed: int) -> Non
     for _, error in ranks:
         expected = "2 samples of all ranks cannot be decoded, runtime.max_bad_samples allows 1"
         assert error.startswith(expected) if max_allowed == 1 else error == ""
+
+
+def test_evaluations_are_counted_too(tmp_path: Path) -> None:
+    """Their bad samples were told to nobody, and a rank that met too many raised alone."""
+    samples = BadSamples(LocalWorker(), Met({"a": "broken"}), None, 2, stage=FolderStore(root=tmp_path))
+    samples.watch(Met({"b": "broken"}))
+    samples.report(1)
+    samples.watch(Met({"b": "broken", "c": "broken"}))
+    assert samples.is_past_budget()
+    with pytest.raises(TooManyBadSamplesError, match="3 samples of all ranks"):
+        samples.report(2)
+    assert samples.reasons.keys() == set("abc")
 
 
 def test_later_ones_are_counted_too(tmp_path: Path) -> None:
@@ -118,6 +134,11 @@ def bad(dataset: tuple[FolderStore, Snapshot], monkeypatch: pytest.MonkeyPatch) 
     """Break the last samples of an epoch's batches; return their names."""
     names = {key for batch in make_loader(dataset).batches(0) for key in batch.keys[-3:]}
     broken = set(sorted(names)[:NUM_BAD])
+    break_samples(broken, monkeypatch)
+    return broken
+
+
+def break_samples(broken: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     real = ShardReader.read
 
     def read(self: ShardReader, shard: int, row: int) -> StoredImage:
@@ -125,7 +146,6 @@ def bad(dataset: tuple[FolderStore, Snapshot], monkeypatch: pytest.MonkeyPatch) 
         return stored._replace(image_bytes=b"broken") if stored.name in broken else stored
 
     monkeypatch.setattr(ShardReader, "read", read)
-    return broken
 
 
 class StoppingLoader(TrainLoader):
@@ -234,6 +254,31 @@ def test_what_passed_the_budget_is_reported_first(
     assert tracker.listed.keys() <= bad
     assert tracker.num_flushed == 1, "before the processes end"
     assert json.loads((tmp_path / ARTIFACT).read_text()) == tracker.listed
+
+
+def test_a_stage_counts_both_splits(
+    dataset: tuple[FolderStore, Snapshot], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, snapshot = dataset
+    first = {
+        split: read_index(store, shards[0])["name"][0].as_py() for split, shards in snapshot.splits.items()
+    }
+    break_samples(set(first.values()), monkeypatch)
+    phase = PhaseConfig(
+        global_batch_size=12, num_lanes=4, shuffle_window=24, train=replace(CONFIG, epochs=1),
+        decode=DecodeConfig(image_size_px=32, crop_mode="random_pad", eval_crop="squash"),
+    )  # fmt: skip
+    plan = TrainPlan(
+        name="pretrain", root_uri=FolderStore(root=store.root.parent).uri, stage_path="stages/both",
+        dataset_path=store.root.name, snapshot_id=snapshot.id, model_config=replace(TINY, num_classes=3),
+        initial_weights_path=None, phase=phase, seed=1, run=None,
+        runtime=Runtime(cache_dir=str(tmp_path / "cache"), max_bad_samples=2),
+    )  # fmt: skip
+    worker = LocalWorker(device=torch.device("cpu"), show=lambda line: None)
+    assert train_worker(worker, plan)["bad_samples"].keys() == set(first.values())
+    stricter = replace(plan, stage_path="stages/stricter", runtime=replace(plan.runtime, max_bad_samples=1))
+    with pytest.raises(TooManyBadSamplesError, match="2 samples of all ranks"):
+        train_worker(worker, stricter)
 
 
 class BadOnRankOne(MemorySource):
