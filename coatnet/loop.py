@@ -25,6 +25,7 @@ from coatnet.step_times import StepTimes
 from coatnet.train_config import RuntimeTrainConfig, TrainConfig
 from coatnet.worker import Worker
 from data.augment import AugmentedBatch
+from data.batch_reader import TooManyBadSamplesError
 from data.cursor import Cursor, OrderIdentity
 from data.randomness import hash_key
 from data.transfer import batch_to_device
@@ -36,8 +37,8 @@ Log = Callable[[int, Mapping[str, float]], None]
 DataMetrics = Callable[[], Mapping[str, float]]
 """What the source counted since the last call; logged with rank 0's steps."""
 
-AfterEpoch = Callable[[int], None]
-"""after_epoch(num_steps), on every rank, before the epoch's checkpoint; what it raises ends the training."""
+BeforeSave = Callable[[int], None]
+"""before_save(num_steps), on every rank, before each checkpoint; what it raises ends the training."""
 
 
 class TrainSource(Protocol):
@@ -97,7 +98,8 @@ class _Run:
     state: TrainState
     progress: ProgressLine
     data_metrics: DataMetrics
-    after_epoch: AfterEpoch
+    before_save: BeforeSave
+    wants_stop: Callable[[], bool]
     times: StepTimes = field(default_factory=StepTimes)
     metrics: dict[str, float] = field(default_factory=dict[str, float])
     losses: list[float] = field(default_factory=list[float])
@@ -117,12 +119,14 @@ def train(
     checkpoints: CheckpointStore,
     log: Log,
     data_metrics: DataMetrics = dict,
-    after_epoch: AfterEpoch = lambda num_steps: None,
+    before_save: BeforeSave = lambda num_steps: None,
+    wants_stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
     """Train to the end of the last epoch, from the newest checkpoint if there is one.
 
     Every rank calls it with its own worker and source. With the same world size a resumed run ends
-    with the same weights bit by bit on the CPU. Raises InputError for a checkpoint of another model
+    with the same weights bit by bit on the CPU. `wants_stop`, asked on every step, lets any one rank
+    bring all of them to `before_save` and a stop. Raises InputError for a checkpoint of another model
     or order, NonFiniteLossError, TrainingStoppedError, and StoreError if the final state cannot
     be saved.
     """
@@ -145,7 +149,8 @@ def train(
         checkpoints=checkpoints,
         log=log,
         data_metrics=data_metrics,
-        after_epoch=after_epoch,
+        before_save=before_save,
+        wants_stop=wants_stop,
         state=make_train_state(model, config, worker),
         progress=progress,
     )
@@ -168,7 +173,6 @@ def _train_epochs(run: _Run) -> None:
         is_last = epoch + 1 == config.epochs
         if is_last or (epoch + 1) % config.eval_every_epochs == 0:
             _evaluate(run, epoch)
-        run.after_epoch(run.state.num_steps)
         _save(run, epoch=epoch + 1, step=0)
         if stop and not is_last:
             _stop(run, f"after epoch {epoch + 1}/{config.epochs}")
@@ -220,6 +224,7 @@ def _launch(run: _Run, batch: Batch) -> PendingMetrics:
         config=run.config,
         worker=run.worker,
         learning_rate=learning_rate(run.config, state.num_steps, run.source.steps_per_epoch),
+        wants_stop=run.wants_stop(),
     )
 
 
@@ -268,6 +273,12 @@ def _averaged(state: TrainState) -> nn.Module:
 
 
 def _save(run: _Run, *, epoch: int, step: int) -> None:
+    """Save on rank 0; every rank calls it, at the same step."""
+    try:
+        run.before_save(run.state.num_steps)
+    except TooManyBadSamplesError:  # On all ranks alike.
+        _wind_down(run)
+        raise
     if run.worker.rank != 0:
         return
     cursor = Cursor(identity=run.source.identity, epoch=epoch, step=step)

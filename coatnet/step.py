@@ -118,8 +118,9 @@ def train_step(
     config: TrainConfig,
     worker: Worker,
     learning_rate: float,
+    wants_stop: bool = False,
 ) -> PendingMetrics:
-    """Take one step on this rank's part of the global batch.
+    """Take one step on this rank's part of the global batch; `wants_stop` is its vote beside the worker's.
 
     The gradient is that of the weighted mean over the global batch, whatever each rank's share of
     the weight: ranks add up weighted sums, and one factor turns the sum into the mean and clips.
@@ -127,7 +128,8 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
     state.optimizer.zero_grad(set_to_none=True)
-    reduced = _backward(state, images_BCHW, targets_BK, weights_B, config=config, worker=worker)
+    votes = float(wants_stop or worker.should_stop())
+    reduced = _backward(state, images_BCHW, targets_BK, weights_B, votes, config=config, worker=worker)
     loss_sum, weight_sum, stop_votes = reduced.unbind()
     weight_sum = weight_sum.clamp_min(_TINY_WEIGHT)
     gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
@@ -146,6 +148,7 @@ def _backward(
     images_BCHW: Tensor,
     targets_BK: Tensor,
     weights_B: Tensor,
+    stop_votes: float,
     *,
     config: TrainConfig,
     worker: Worker,
@@ -155,7 +158,7 @@ def _backward(
     chunks = list(zip(images_BCHW.chunk(parts), targets_BK.chunk(parts), weights_B.chunk(parts), strict=True))
     local = torch.zeros(3, dtype=torch.float64, device=worker.device)
     local[1] = weights_B.sum()
-    local[2] = float(worker.should_stop())
+    local[2] = stop_votes
     reduction: distributed.Work | None = None
     for index, (images, targets, weights) in enumerate(chunks):
         is_last = index + 1 == len(chunks)

@@ -22,12 +22,13 @@ from data.corpora.tar_scan import TarSpan
 from data.corpora.webdataset_tars import SampleLabels
 from data.errors import InputError
 from data.image_check import BadImageError, ImageLimits, check_image, quiet_pillow
+from data.jpeg_header import JPEG_SIGNATURE, read_jpeg_header
 from data.shard_index import INDEX_SCHEMA, put_parquet
 from data.store import ObjectNotFoundError, Store, StoreError
 from data.temporary_folder import temporary_folder
 from data.types import Reject
 
-_SCAN_VERSION = 1
+_SCAN_VERSION = 2
 _CHUNK_BYTES = 1 << 20
 _SCAN_SCHEMA: Any = INDEX_SCHEMA.set(
     INDEX_SCHEMA.get_field_index("labels"), pa.field("labels", pa.list_(pa.string()))
@@ -71,9 +72,9 @@ def scan_tar(plan: TarPlan, *, dataset: Store) -> ScannedTar:
 
     An image that a build would have to encode anew is taken if the loader shows it as that would look
     (rotated by EXIF, CMYK, palette, WebP, first frame of an animation, ...) and is a reject `needs_change`
-    if not: 16 bits a channel, transparency. A tar seen before is not read again. Raises `InputError` for
-    a tar that cannot be adopted, `StoreError` where the store fails or the tar has changed,
-    `TemporaryFolderFullError`.
+    if not: 16 bits a channel, transparency, rotated by XMP alone. A tar seen before is not read again.
+    Raises `InputError` for a tar that cannot be adopted, `StoreError` where the store fails or the tar has
+    changed, `TemporaryFolderFullError`.
     """
     receipt = _receipt_path(plan)
     if (known := _read_receipt(dataset, receipt)) is not None:
@@ -145,7 +146,7 @@ def _index_row(plan: TarPlan, row: Mapping[str, Any], content: bytes) -> dict[st
     except InputError as error:
         raise BadImageError("no_label", str(error)) from error
     image = check_image(content, plan.limits)
-    if image.reencoded and (why := _shown_otherwise(content)):
+    if image.reencoded and (why := _shown_otherwise(content, image.original.exif_orientation)):
         raise BadImageError("needs_change", f"{why}: create a dataset from these tars instead")
     return {
         "key": row["key"], "name": _name(plan, row), "path": plan.path, "offset": row["offset"],
@@ -158,14 +159,28 @@ def _index_row(plan: TarPlan, row: Mapping[str, Any], content: bytes) -> dict[st
     }  # fmt: skip
 
 
-def _shown_otherwise(content: bytes) -> str:
-    """Say why the loader would show an image other than a build would have written it; "" if it would not."""
+def _shown_otherwise(content: bytes, orientation: int) -> str:
+    """Say why the loader would show an image other than a build would have written it; "" if it would not.
+
+    `orientation` is the one that a build has turned upright.
+    """
     with Image.open(io.BytesIO(content)) as image:
         if image.mode.startswith("I"):
             return f"mode {image.mode}: 16 bits a channel are clipped, not scaled, where it lies"
         if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
             return f"mode {image.mode} with transparency, which nothing lays over white where it lies"
+        if orientation != 1 and _is_turned_by_xmp(image, content, orientation):
+            return f"orientation {orientation} told by XMP alone, which is not read where it lies"
     return ""
+
+
+def _is_turned_by_xmp(image: Image.Image, content: bytes, orientation: int) -> bool:
+    """Return whether the loader, which turns by EXIF, leaves an image as it is stored."""
+    header = read_jpeg_header(content) if content.startswith(JPEG_SIGNATURE) else None
+    if header is not None:
+        return header.orientation != orientation
+    # Of a PNG a build reads XMP no more than the loader; a TIFF comes upright from Pillow for both.
+    return image.format not in ("PNG", "TIFF") and "exif" not in image.info
 
 
 def _name(plan: TarPlan, row: Mapping[str, Any]) -> str:

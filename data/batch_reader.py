@@ -6,7 +6,7 @@ the number of threads. Shape letters: B batch, H and W pixels, C channels (RGB).
 """
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -38,8 +38,17 @@ _LOOK_AHEAD_STEPS = 16
 """So far ahead shards and images are fetched. A step of 0.1 s gives a 64 MB shard 1.6 s to come."""
 
 
+_NUM_NAMED = 3
+"""Of the samples that an error is about."""
+
+
 class TooManyBadSamplesError(InputError):
     """More samples than the budget allows could not be decoded; reading them again would not help."""
+
+
+def name_some(reasons: Mapping[str, str]) -> str:
+    """Name the last few bad samples that were met, each with its reason, for an error of one line."""
+    return ", ".join(f"{key!r} ({reason})" for key, reason in list(reasons.items())[-_NUM_NAMED:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +82,10 @@ class BatchReader:
         *,
         num_threads: int,
         prefetch_batches: int,
-        max_bad_samples: int,
+        max_bad_samples: int | None,
     ) -> None:
-        for name, value in (("num_threads", num_threads), ("max_bad_samples", max_bad_samples)):
+        """With `max_bad_samples` None whoever reads the batches looks at `bad_samples` and decides."""
+        for name, value in (("num_threads", num_threads), ("max_bad_samples", max_bad_samples or 0)):
             if value < 0:
                 raise InputError(f"{name} is {value}; it must not be negative.")
         if prefetch_batches < 1:
@@ -195,7 +205,8 @@ class BatchReader:
             weights_B[row] = 0.0
             if is_lost:
                 self.lost_samples.add(names[row])
-            self._note_bad(names[row], reason)
+            self.bad_samples[names[row]] = reason
+        self._check_budget()
         _fill_padding(pending.images_BHWC, len(names))
         return Batch(
             images_BHWC=pending.images_BHWC,
@@ -207,12 +218,11 @@ class BatchReader:
             step=pending.step,
         )
 
-    def _note_bad(self, key: str, reason: str) -> None:
-        self.bad_samples[key] = reason
-        if len(self.bad_samples) > self._max_bad_samples:
+    def _check_budget(self) -> None:
+        if self._max_bad_samples is not None and len(self.bad_samples) > self._max_bad_samples:
             raise TooManyBadSamplesError(
                 f"{len(self.bad_samples)} samples cannot be read or decoded, max_bad_samples allows "
-                f"{self._max_bad_samples}; the last is {key!r} ({reason}): build the dataset again"
+                f"{self._max_bad_samples}; among them {name_some(self.bad_samples)}: build the dataset again"
             )
 
 

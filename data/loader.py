@@ -7,7 +7,7 @@ Shape letters: B batch, D draws per sample, H and W pixels, C channels (RGB).
 
 from collections.abc import Generator, Mapping, Set
 
-from data.batch_reader import BatchReader, DecodeRow, Pixels, TooManyBadSamplesError
+from data.batch_reader import BatchReader, DecodeRow, Pixels, TooManyBadSamplesError, name_some
 from data.crop import DecodeConfig, draw_crops
 from data.cursor import OrderIdentity
 from data.decode import decode_eval, decode_train
@@ -22,13 +22,14 @@ from data.store import Store
 from data.tar_reader import MissingShards, ShardReader
 from data.types import Batch
 
-__all__ = ["EvalLoader", "TooManyBadSamplesError", "TrainLoader"]
+__all__ = ["EvalLoader", "TooManyBadSamplesError", "TrainLoader", "name_some"]
 
 
 class TrainLoader:
     """The training batches of one rank: random crops in the design's order, resumable at any step.
 
     With a mixture other snapshots' samples come in by weight: their keys are `SNAPSHOT ID:NAME`.
+    With `max_bad_samples` None no number of bad samples is an error here: the caller counts them.
     Raises `InputError` where the split, the world size and the order do not fit together.
     """
 
@@ -45,7 +46,7 @@ class TrainLoader:
         cache: ShardCache | None,
         num_threads: int = 2,
         prefetch_batches: int = 2,
-        max_bad_samples: int = 100,
+        max_bad_samples: int | None = 100,
         mixture: Mixture | None = None,
         missing_shards: MissingShards = "error",
     ) -> None:
@@ -116,7 +117,10 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Every sample of a split once over all ranks; ranks have equally many batches, padded with weight 0."""
+    """Every sample of a split once over all ranks; ranks have equally many batches, padded with weight 0.
+
+    `max_bad_samples` is as the `TrainLoader`'s.
+    """
 
     def __init__(
         self,
@@ -131,7 +135,7 @@ class EvalLoader:
         cache: ShardCache | None,
         num_threads: int = 2,
         prefetch_batches: int = 2,
-        max_bad_samples: int = 100,
+        max_bad_samples: int | None = 100,
     ) -> None:
         shards = shards_of(snapshot, split)
         self._decode = decode
@@ -150,6 +154,11 @@ class EvalLoader:
     def bad_samples(self) -> Mapping[str, str]:
         """The samples that could not be decoded so far, on this rank: key -> why."""
         return self._batch_reader.bad_samples
+
+    @property
+    def lost_samples(self) -> Set[str]:
+        """As the `TrainLoader`'s; empty, as a lost shard of this split is an error."""
+        return self._batch_reader.lost_samples
 
     def batches(self) -> Generator[Batch]:
         """Yield all batches; their epoch is 0. Close the iterator to stop early."""

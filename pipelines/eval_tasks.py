@@ -22,7 +22,7 @@ from coatnet.model import CoAtNet
 from coatnet.worker import LocalWorker
 from data.crop import DecodeConfig
 from data.errors import InputError
-from data.loader import EvalLoader, TooManyBadSamplesError
+from data.loader import EvalLoader, TooManyBadSamplesError, name_some
 from data.normalize import normalize
 from data.shard_cache import ShardCache
 from data.snapshot import load_snapshot
@@ -96,7 +96,7 @@ def report_bad_samples(reasons: Mapping[str, str], max_allowed: int, announce: C
     if len(reasons) > max_allowed:
         raise TooManyBadSamplesError(
             f"{len(reasons)} samples of the eval split cannot be decoded, runtime.max_bad_samples allows "
-            f"{max_allowed}: build the dataset again or allow more"
+            f"{max_allowed}; among them {name_some(reasons)}: build the dataset again or allow more"
         )
 
 

@@ -41,7 +41,7 @@ class PreviewConfig(MainJobKeys):
     """The picture's file."""
     recipe: Recipe = field(default_factory=Recipe)
     runtime: Runtime = field(default_factory=Runtime)
-    """The main job's; not used."""
+    """The main job's; only `max_bad_samples` is used."""
 
     def __post_init__(self) -> None:
         if not self.dataset:
@@ -84,6 +84,8 @@ def preview(config: PreviewConfig) -> bytes:
         world_size=1,
         cache=None,
         mixture=open_mixture(phase.mixture),
+        missing_shards=phase.missing_shards,
+        max_bad_samples=config.runtime.max_bad_samples,
     )
     model = config.recipe.model_config(len(snapshot.classes))
     augment = Augment(

@@ -14,6 +14,7 @@ from data.sharding_config import ShardingConfig
 from data.snapshot import load_snapshot
 from data.store import Store
 from infra.ray_runtime import run_workers
+from infra.store import open_store
 from infra.tracking import RunRef, Tracker
 from pipelines.config import PhaseConfig, Recipe, Runtime
 from pipelines.corpus import Corpus
@@ -112,6 +113,9 @@ def train_stage(
             run=run_ref,
         )
         with pin_mixture(phase.mixture, max_wait_s=runtime.max_store_wait_s, announce=announce):
+            for source in phase.mixture:  # Each is shuffled in a window of its own.
+                store = open_store(source.dataset, max_wait_s=runtime.max_store_wait_s)
+                _warn_of_sorted_shards(store, source.snapshot, announce)
             result = run_workers(
                 train_worker,
                 plan,
@@ -195,7 +199,7 @@ def _warn_of_sorted_shards(dataset: Store, snapshot_id: str, announce: Announce)
     """Say so where adopted shards were not shuffled; of shards of ours nothing is read."""
     runs = measure_class_runs(dataset, load_snapshot(dataset, snapshot_id).splits["train"])
     if runs.is_sorted:
-        announce(runs.warning)
+        announce(f"{runs.warning} (snapshot {snapshot_id})")
 
 
 def _show(announce: Announce, progress: Progress) -> None:

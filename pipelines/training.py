@@ -92,7 +92,7 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
             name=plan.name, checkpoint_every_steps=plan.runtime.checkpoint_every_steps
         ),
         source=loader,
-        make_eval_source=partial(make_eval_loader, worker, plan, dataset, snapshot),
+        make_eval_source=lambda: bad_samples.watch(make_eval_loader(worker, plan, dataset, snapshot)),
         augment=_audited(augment, plan, worker.rank),
         normalize=partial(normalize, mean=mean, std=std),
         checkpoints=CheckpointStore(
@@ -103,7 +103,8 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
         ),
         log=_log_nothing if tracker is None else _with_source_epochs(tracker.log_metrics, loader),
         data_metrics=lambda: loader.take_stats().metrics(),
-        after_epoch=bad_samples.report,
+        before_save=bad_samples.report,
+        wants_stop=bad_samples.is_past_budget,
     )
     if worker.rank == 0:
         _save_weights(stage, model, result.weights)
@@ -171,7 +172,7 @@ def make_train_loader(worker: Worker, plan: TrainPlan, dataset: Store, snapshot:
         prefetch_batches=plan.runtime.prefetch_batches,
         mixture=open_mixture(plan.phase.mixture, max_wait_s=plan.runtime.max_store_wait_s),
         missing_shards=plan.phase.missing_shards,
-        max_bad_samples=plan.runtime.max_bad_samples,
+        max_bad_samples=None,  # `BadSamples` counts those of all ranks.
     )
 
 
@@ -187,7 +188,7 @@ def make_eval_loader(worker: Worker, plan: TrainPlan, dataset: Store, snapshot: 
         world_size=worker.world_size,
         cache=_cache(plan.runtime),
         num_threads=plan.runtime.decode_threads,
-        max_bad_samples=plan.runtime.max_bad_samples,
+        max_bad_samples=None,  # As above.
     )
 
 

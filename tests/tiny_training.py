@@ -121,6 +121,7 @@ def run_tiny(
     source: Any = None,
     model: nn.Module | None = None,
     log: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
+    **options: Any,
 ) -> TrainResult:
     """Train as a stage does, checkpoints in a folder store."""
     return train(
@@ -134,6 +135,7 @@ def run_tiny(
         normalize=partial(normalize, mean=MEAN, std=STD),
         checkpoints=CheckpointStore(FolderStore(root=folder), "checkpoints"),
         log=log,
+        **options,
     )
 
 

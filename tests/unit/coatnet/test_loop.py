@@ -12,6 +12,7 @@ from coatnet.loop import TrainingStoppedError
 from coatnet.schedule import batch_norm_momentum
 from coatnet.step import NonFiniteLossError
 from coatnet.worker import LocalWorker
+from data.batch_reader import TooManyBadSamplesError
 from data.errors import InputError
 from data.types import Batch
 from infra.folder_store import FolderStore
@@ -124,6 +125,47 @@ def test_a_stop_is_seen_within_two_steps_and_saved(tmp_path: Path) -> None:
     with pytest.raises(TrainingStoppedError, match="tiny stopped after step 3/4 of epoch 1"):
         run_tiny(worker, tmp_path, source=StopAfter(worker, 2))
     assert steps_saved(tmp_path) == [3]
+
+
+def test_before_each_checkpoint_the_caller_is_asked(tmp_path: Path) -> None:
+    """It was asked at the end of an epoch only: a stop before that forgot what it would have counted."""
+    asked: list[tuple[int, list[int]]] = []
+
+    def before_save(num_steps: int) -> None:
+        asked.append((num_steps, steps_saved(tmp_path) if asked else []))
+
+    worker = make_worker()
+    with pytest.raises(TrainingStoppedError, match="after step 2/4 of epoch 2"):
+        run_tiny(worker, tmp_path, source=StopAfter(worker, 5), before_save=before_save)
+    assert [num_steps for num_steps, _ in asked] == [3, 4, 6]
+    assert all(num_steps not in saved for num_steps, saved in asked)
+    assert steps_saved(tmp_path) == [4, 6]
+
+
+def test_a_refusal_before_a_checkpoint_keeps_the_one_before(tmp_path: Path) -> None:
+    def before_save(num_steps: int) -> None:
+        if num_steps == 4:
+            raise TooManyBadSamplesError("too many")
+
+    with pytest.raises(TooManyBadSamplesError):
+        run_tiny(make_worker(), tmp_path, before_save=before_save)
+    assert steps_saved(tmp_path) == [3], "its upload has ended"
+
+
+def _stop_on_one_rank(worker: LocalWorker, folder: Path) -> list[int]:
+    """Rank 1 wants a stop from its second step on; return when this rank was asked before a checkpoint."""
+    asked: list[int] = []
+    num_asked = iter(range(100))
+    with pytest.raises(TrainingStoppedError):
+        run_tiny(
+            worker, folder, runtime=replace(RUNTIME, checkpoint_every_steps=100), before_save=asked.append,
+            wants_stop=lambda: worker.rank == 1 and next(num_asked) >= 1,
+        )  # fmt: skip
+    return asked
+
+
+def test_one_rank_brings_all_to_the_same_checkpoint(tmp_path: Path) -> None:
+    assert spawn_ranks(_stop_on_one_rank, tmp_path, 2) == [[3], [3]]
 
 
 def _evaluate_rank(worker: LocalWorker, batch_size: int) -> tuple[int, float, float, list[str]]:

@@ -227,6 +227,9 @@ def test_a_sample_without_a_label_is_a_reject(tmp_path: Path, label: object) -> 
     assert reasons(store, snapshot) == {"0.tar/x.png": "no_label"}
 
 
+XMP_ROTATED = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+XMP_UPRIGHT = XMP_ROTATED.replace(b"6", b"1")
+
 KINDS = {
     "jpeg, cmyk": lambda image: encode(image.convert("CMYK"), "JPEG", quality=95),
     "jpeg, rotated": lambda image: encode(image, "JPEG", quality=95, exif=rotated()),
@@ -240,6 +243,13 @@ KINDS = {
     "gif, animated": lambda image: encode(image, "GIF", save_all=True, append_images=[image.rotate(90)]),
     "bmp": lambda image: encode(image, "BMP"),
     "tiff, cmyk": lambda image: encode(image.convert("CMYK"), "TIFF"),
+    "tiff, rotated": lambda image: encode(image, "TIFF", tiffinfo={0x0112: 6}),
+    "tiff, rotated by xmp": lambda image: encode(image, "TIFF", tiffinfo={700: XMP_ROTATED}),
+    "jpeg, xmp that agrees": lambda image: encode(image, "JPEG", quality=95, exif=rotated(), xmp=XMP_ROTATED),
+    "jpeg, xmp that turns nothing": lambda image: encode(image, "JPEG", quality=95, xmp=XMP_UPRIGHT),
+    "webp, xmp beside exif": lambda image: encode(
+        image, "WEBP", lossless=True, exif=plain_exif(), xmp=XMP_ROTATED
+    ),
 }
 REFUSED = {
     "png, 16 bit": lambda image: encode(sixteen_bit(image), "PNG"),
@@ -248,12 +258,24 @@ REFUSED = {
     "png, a transparent colour": lambda image: encode(image, "PNG", transparency=(1, 2, 3)),
     "webp, alpha": lambda image: encode(with_alpha(image), "WEBP", lossless=True),
     "tiff, 16 bit": lambda image: encode(sixteen_bit(image), "TIFF"),
+    "jpeg, rotated by xmp": lambda image: encode(image, "JPEG", quality=95, xmp=XMP_ROTATED),
+    "jpeg, rotated by xmp beside exif": lambda image: encode(
+        image, "JPEG", quality=95, exif=plain_exif(), xmp=XMP_ROTATED
+    ),
+    "jpeg, cmyk, rotated by xmp": lambda image: encode(image.convert("CMYK"), "JPEG", xmp=XMP_ROTATED),
+    "webp, rotated by xmp": lambda image: encode(image, "WEBP", lossless=True, xmp=XMP_ROTATED),
 }
 
 
 def rotated() -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = 6
+    return exif
+
+
+def plain_exif() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x010E] = "a title"
     return exif
 
 
@@ -268,6 +290,7 @@ def with_alpha(image: Image.Image) -> Image.Image:
 
 
 def test_odd_images_look_as_a_build_would_write_them_or_are_rejects(tmp_path: Path) -> None:
+    """A JPEG or WebP that XMP alone turns was taken, and trained on as it lies, on its side."""
     store = FolderStore(root=tmp_path)
     kinds = {**KINDS, **REFUSED}
     contents = {

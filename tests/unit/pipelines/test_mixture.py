@@ -21,8 +21,10 @@ from infra.folder_store import FolderStore
 from pipelines.config import PhaseConfig, Recipe, Runtime, parse_run_config
 from pipelines.mixture import SourceConfig, check_mixture, mixture_schedule, pin_mixture
 from pipelines.shard import main as shard_main
+from pipelines.stage import StageRecord, Workspace
 from pipelines.stages import DatasetRef, pinned_stage, train_stage
 from pipelines.training import TrainPlan, train_worker
+from tests.adopted_tars import adopt, sample, write_tar
 from tests.small_dataset import small_dataset
 from tests.tiny_coatnet import TINY
 
@@ -169,6 +171,33 @@ def test_a_store_that_takes_no_lease_is_read_with_a_warning(tmp_path: Path) -> N
     retire_snapshot(dataset[0], dataset[1].id, "a test")
     with pytest.raises(InputError, match="is retired"), pinned(dataset, []):
         pass
+
+
+def test_sorted_shards_of_a_mixture_are_noticed(
+    own: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the phase's own snapshot was measured: an adopted one mixed in could be sorted by class."""
+    mixed: list[SourceConfig] = []
+    for name, order in (("sorted", "b" * 10 + "c" * 10), ("shuffled", "bcbccbcbbcbcbbccbcbc")):
+        store = FolderStore(root=tmp_path / name)
+        seed = 100 * len(mixed)
+        write_tar(store, "0.tar", [sample(f"{n:02d}", label, seed + n) for n, label in enumerate(order)])
+        snapshot = adopt(store)
+        assert snapshot is not None
+        mixed.append(SourceConfig(dataset=store.uri, snapshot=snapshot.id, weight=0.2))
+    root, said = FolderStore(root=own[0].root.parent), list[str]()
+    reference = DatasetRef(path=own[0].root.name, snapshot_id=own[1].id, classes=own[1].classes)
+    dataset = pinned_stage(reference)
+    stage = train_stage(
+        "pretrain", recipe=Recipe(), phase=replace(PHASE, mixture=tuple(mixed)), dataset=dataset,
+        initial=None, runtime=Runtime(), root=root, announce=said.append, run_of=lambda workspace: None,
+    )  # fmt: skip
+    monkeypatch.setattr("pipelines.stages.run_workers", lambda *args, **options: {})
+    record = StageRecord(stage="snapshot", fingerprint=dataset.fingerprint, output=reference.to_output())
+    stage.run(Workspace(stage=stage, store=root.sub("stage"), inputs=(record,)))
+    assert [line.partition(":")[0] for line in said] == ["warning"]
+    assert "95% of the neighbours in adopted shards share a class" in said[0]
+    assert mixed[0].snapshot in said[0]
 
 
 def plan(own: Dataset, folder: Path, mixture: SourceConfig, stage: str) -> TrainPlan:

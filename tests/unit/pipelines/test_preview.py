@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from data.errors import InputError
+from data.loader import TooManyBadSamplesError
+from data.store import ObjectNotFoundError
 from pipelines.parse_config import parse_config
 from pipelines.preview import PreviewConfig, main
 from pipelines.retrain import RetrainConfig
@@ -38,6 +40,19 @@ def test_the_same_draws_make_the_same_picture(dataset: str, tmp_path: Path) -> N
     assert show(dataset, tmp_path / "e.png") != first, "the recipe's augmentation is what is shown"
     few = show(dataset, tmp_path / "f.png", *options, "--num_images", "4")
     assert Image.open(io.BytesIO(few)).height < image.height
+
+
+def test_a_lost_shard_is_left_out_as_training_does(tmp_path: Path) -> None:
+    """With `missing_shards: skip` training went on, and the preview of the same config failed."""
+    store, snapshot = small_dataset(tmp_path)
+    for shard in snapshot.splits["train"][1:]:
+        store.delete(shard.path)
+    skip = ["--recipe.finetune.missing_shards", "skip"]
+    assert show(store.uri, tmp_path / "a.png", *skip)
+    with pytest.raises(ObjectNotFoundError, match="does not exist"):
+        show(store.uri, tmp_path / "b.png")
+    with pytest.raises(TooManyBadSamplesError, match="max_bad_samples allows 0"):
+        show(store.uri, tmp_path / "c.png", *skip, "--runtime.max_bad_samples", "0")
 
 
 @pytest.mark.parametrize(
