@@ -13,9 +13,10 @@ from coatnet.activation_checkpointing import checkpoint_stages
 from coatnet.checkpoint import CheckpointStore
 from coatnet.config import ModelConfig
 from coatnet.interop import load_for_finetune, save_model
-from coatnet.loop import Log, train
+from coatnet.loop import train
 from coatnet.model import CoAtNet
 from coatnet.train_config import RuntimeTrainConfig
+from coatnet.train_parts import Log
 from coatnet.worker import Worker
 from data.augment import Augment
 from data.batch_audit import AuditedAugment
