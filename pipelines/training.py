@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -67,6 +68,13 @@ class TrainPlan:
 
 def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
     """Train on one rank; every rank of the group calls it. Returns plain values."""
+    tracker = Tracker(plan.run) if worker.rank == 0 and plan.run else None
+    # However it ends: the last losses before a failure are those that one wants to see.
+    with nullcontext() if tracker is None else closing(tracker):
+        return _train(worker, plan, tracker)
+
+
+def _train(worker: Worker, plan: TrainPlan, tracker: Tracker | None) -> Mapping[str, Any]:
     root = open_store(plan.root_uri, max_wait_s=plan.runtime.max_store_wait_s)
     stage = root.sub(plan.stage_path)
     dataset = open_dataset(root, plan.dataset_path, max_wait_s=plan.runtime.max_store_wait_s)
@@ -78,7 +86,6 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
     augment = Augment(
         plan.phase.augment, num_classes=len(snapshot.classes), seed=plan.seed, mean=mean, std=std
     )
-    tracker = Tracker(plan.run) if worker.rank == 0 and plan.run else None
     if tracker is not None:
         tracker.log_metrics(0, {"data/left_out_per_epoch": float(loader.epoch_order(0).num_left_out)})
         lane_size = plan.phase.order(plan.seed).lane_size
@@ -109,8 +116,6 @@ def train_worker(worker: Worker, plan: TrainPlan) -> Mapping[str, Any]:
     )
     if worker.rank == 0:
         _save_weights(stage, model, result.weights)
-    if tracker is not None:
-        tracker.close()
     return {
         "metrics": dict(result.metrics),
         "num_steps": result.num_steps,

@@ -4,16 +4,29 @@ import logging
 import math
 import pickle
 import socket
+import threading
 import time
 import uuid
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
+from coatnet.step import NonFiniteLossError
+from coatnet.train_config import TrainConfig
+from coatnet.worker import LocalWorker
+from data.decode import DecodeConfig
 from data.errors import InputError
+from infra.folder_store import FolderStore
 from infra.tracking import RunRef, Tracker, check_tracking, find_or_create_run, flatten_params
+from pipelines.config import PhaseConfig, Runtime
+from pipelines.training import TrainPlan, train_worker
 from tests.conftest import Stack
 from tests.cut_line import CutLine
+from tests.small_dataset import small_dataset
+from tests.tiny_coatnet import TINY
 
 pytestmark = [pytest.mark.integration]
 
@@ -205,3 +218,26 @@ def test_a_refused_batch_does_not_hold_up_the_rest(mlflow_uri: str) -> None:
     assert tracker.flush(30)
     assert tracker.num_dropped == 1
     assert not tracker.close()
+
+
+def test_a_training_that_fails_ends_with_all_that_it_logged(ref: RunRef, tmp_path: Path) -> None:
+    """The tracker was closed after a success only: its process went, and the last losses with it."""
+    store, snapshot = small_dataset(tmp_path, num_train=24)
+    model = replace(TINY, num_classes=len(snapshot.classes))
+    phase = PhaseConfig(
+        global_batch_size=8, num_lanes=2, decode=DecodeConfig(image_size_px=32),
+        train=TrainConfig(epochs=20, warmup_epochs=0, schedule="constant", peak_learning_rate=1e30),
+    )  # fmt: skip
+    plan = TrainPlan(
+        name="pretrain", root_uri=FolderStore(root=store.root.parent).uri, stage_path="stages/fails",
+        dataset_path=store.root.name, snapshot_id=snapshot.id, model_config=model, initial_weights_path=None,
+        phase=phase, seed=1, run=ref, runtime=Runtime(cache_dir=str(tmp_path / "cache")),
+    )  # fmt: skip
+    before = set(threading.enumerate())
+    with pytest.raises(NonFiniteLossError):
+        train_worker(LocalWorker(device=torch.device("cpu"), show=lambda line: None), plan)
+    assert steps(ref, "data/left_out_per_epoch") == [0]
+    sending = [thread for thread in set(threading.enumerate()) - before if thread.name == "mlflow-tracking"]
+    for thread in sending:
+        thread.join(10)
+    assert not [thread for thread in sending if thread.is_alive()]
