@@ -49,8 +49,8 @@ def test_weights_of_another_width_are_one_line(tmp_path: Path, load: Callable[[P
     """Torch's RuntimeError had a line for each of hundreds of tensors, and no name of a folder."""
     save_model(CoAtNet(CONFIG), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "stem_width": 8}))
-    expected = r"have \(16, 4, 1, 1\) for 'stages.0.0.expand.weight' where the model has \(16, 8, 1, 1\)"
+    (tmp_path / "config.json").write_text(json.dumps({**config, "stem_width": 16}))
+    expected = r"have \(32, 8, 1, 1\) for 'stages.0.0.expand.weight' where the model has \(32, 16, 1, 1\)"
     with pytest.raises(InputError, match=expected) as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
