@@ -17,7 +17,7 @@ from data.lease import Lease, building
 from data.list_corpus import list_for_append, local_folder
 from data.listing import CorpusReader
 from data.near_duplicate_drop import settle_near_duplicates
-from data.outcomes import new_records, remember_rejects
+from data.outcomes import new_records, relabelled_records, remember_rejects
 from data.retirement import check_live
 from data.shard_plan import ShardPlans
 from data.sharding_config import ShardingConfig
@@ -126,6 +126,15 @@ def _renamed_line(name: str, by_old: Counter[str], parent: Snapshot) -> str:
     )
 
 
+def _refuse_relabelled(counts: Counter[str], parent: Snapshot) -> None:
+    """Raise `InputError` where the corpus has known records under a new class: so a manifest renames one."""
+    for name, count in counts.most_common(1):
+        raise InputError(
+            f"class {name!r} has {count} images that snapshot {parent.id} has under another class: an append "
+            "cannot rename a class or move images; name it as before, or create another dataset"
+        )
+
+
 def _append_once(
     parent: Snapshot,
     listing: CorpusListing,
@@ -140,6 +149,8 @@ def _append_once(
         raise SnapshotConflictError(
             f"{dataset.uri}: snapshot {head.number} was committed by another writer as {head.id}"
         )
+    if unknown := [name for name in listing.classes if name not in parent.classes]:
+        _refuse_relabelled(relabelled_records(dataset, parent, listing, unknown, folder), parent)
     fresh = new_records(dataset, parent, listing, folder)
     if not fresh.num_images:
         return None

@@ -1,6 +1,7 @@
 """What became of each listed record, and which records a dataset has processed already."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -90,31 +91,66 @@ def new_records(
     return collect(CorpusListing(listing.seed), fresh, None)
 
 
+def relabelled_records(
+    dataset: Store, snapshot: SnapshotHeader, listing: CorpusListing, classes: Sequence[str], folder: str
+) -> Counter[str]:
+    """Count, by class, the records of classes unknown to the chain that it has accepted under another one.
+
+    Those of several labels are left out.
+    """
+    accepted = Spool(_DIGEST_SCHEMA, ("high", "low"))
+    for table in _outcomes(dataset, snapshot):
+        _add_digests(accepted, table.filter(compute.equal(table.column("outcome"), "accepted")))
+    listed = _marked(listing, SPLITS, folder, only=classes)
+    counts = Counter[str]()
+    for part in listed.parts():
+        counts.update(label for (label,) in part.column("labels").to_pylist())
+    for part in _absent(listed, accepted):
+        counts.subtract(label for (label,) in part.column("labels").to_pylist())
+    return +counts
+
+
 def _processed(dataset: Store, snapshot: SnapshotHeader) -> tuple[Spool, Spool]:
     """Return the digests of the records whose images were judged, and of all that were processed."""
     judged, processed = (Spool(_DIGEST_SCHEMA, ("high", "low")) for _ in range(2))
+    for table in _outcomes(dataset, snapshot):
+        is_unread = compute.is_in(table.column("outcome"), value_set=_NOT_JUDGED)
+        _add_digests(judged, table.filter(compute.invert(is_unread)))
+        _add_digests(processed, table)
+    return judged, processed
+
+
+def _outcomes(dataset: Store, snapshot: SnapshotHeader) -> Iterator[Table]:
+    """Yield what became of the records of a snapshot and its ancestors, with their folder."""
     headers = load_chain(dataset, snapshot)
     listed = (
         _in_folder(get_parquet(dataset, path), header.listed_in)
         for header in headers
         for path in header.listing_paths
     )
-    for table in chain(listed, (get_parquet(dataset, path) for path in seen_paths(dataset, headers))):
-        is_unread = compute.is_in(table.column("outcome"), value_set=_NOT_JUDGED)
-        for spool, rows in ((judged, table.filter(compute.invert(is_unread))), (processed, table)):
-            for batch in rows.select(_IDENTITY).to_batches():
-                spool.add(pa.RecordBatch.from_arrays(_digests(batch), schema=_DIGEST_SCHEMA))
-    return judged, processed
+    yield from listed
+    yield from (get_parquet(dataset, path) for path in seen_paths(dataset, headers))
+
+
+def _add_digests(spool: Spool, rows: Table) -> None:
+    for batch in rows.select(_IDENTITY).to_batches():
+        spool.add(pa.RecordBatch.from_arrays(_digests(batch), schema=_DIGEST_SCHEMA))
 
 
 def _in_folder(rows: Table, folder: str) -> Table:
     return rows.append_column("folder", pa.repeat(folder, rows.num_rows))
 
 
-def _marked(listing: CorpusListing, splits: Iterable[str], folder: str) -> Spool:
+def _marked(
+    listing: CorpusListing, splits: Iterable[str], folder: str, *, only: Sequence[str] | None = None
+) -> Spool:
+    """Return listed rows with their digests; with `only`, those whose single label is among it."""
     listed = Spool(_MARKED_SCHEMA, ("high", "low", "key"))
     for split in splits:
         for rows in listing.sorted_rows(split):
+            if only is not None:
+                rows = rows.filter(compute.equal(compute.list_value_length(rows["labels"]), 1))
+                rows = rows.filter(compute.is_in(compute.list_flatten(rows["labels"]), pa.array(only)))
             for batch in _in_folder(rows.select(LISTING_SCHEMA.names), folder).to_batches():
                 marked = [*batch.select(LISTING_SCHEMA.names).columns, *_digests(batch)]
                 listed.add(pa.RecordBatch.from_arrays(marked, schema=_MARKED_SCHEMA))

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from data.append import append_snapshot
+from data.build import build_snapshot
+from data.corpora.manifest import ManifestReader
 from data.errors import InputError
 from data.list_corpus import list_for_append
 from data.outcomes import new_records
@@ -238,6 +240,36 @@ def test_two_classes_that_became_one_are_refused(tmp_path: Path, dataset: Store)
     }
     with pytest.raises(InputError, match=r"class 'pet' has 11 images .* knows as '(cat|dog)'"):
         append(first, fill(tmp_path / "merged", merged), dataset)
+
+
+def listed_by(folder: Path, files: Iterable[str], names: dict[str, str]) -> ManifestReader:
+    """A manifest of files, with some classes under other names; their splits are those of the folders."""
+    lines = []
+    for path in files:
+        split, label, _ = path.split("/")
+        lines.append(f"{path},{names.get(label, label)},{'eval' if split == 'test' else split}")
+    store = open_store(str(folder))
+    store.put("list.csv", "\n".join(["uri,label,split", *lines]).encode())
+    (info,) = (info for info in store.list() if info.path == "list.csv")
+    return ManifestReader(folder=store, manifest=info, root=store)
+
+
+@pytest.mark.parametrize("new", [{}, photos("train/dog", 3, 900)], ids=["same", "more"])
+def test_a_class_that_a_manifest_renames_is_refused(
+    new: dict[str, bytes], tmp_path: Path, dataset: Store
+) -> None:
+    """The files are the same, so none was new, and the class had both names or none was told."""
+    folder = tmp_path / "corpus"
+    store = fill(folder, FILES)
+    run_all = write_shards_here(store, dataset, CONFIG.limits)
+    first = build_snapshot(listed_by(folder, FILES, {}), dataset, CONFIG, run_all)
+    more = {f"train/dog/more{number}.png": content for number, content in enumerate(new.values())}
+    fill(folder, more)
+    renamed = listed_by(folder, [*FILES, *more], {"dog": "hound"})
+    with pytest.raises(InputError, match=f"class 'hound' has 11 images that snapshot {first.id} has under"):
+        append_snapshot(first, renamed, dataset, CONFIG, run_all)
+    assert ids(dataset) == [first.id]
+    assert append_snapshot(first, listed_by(folder, FILES, {}), dataset, CONFIG, run_all) is None
 
 
 def test_a_new_class_may_share_images_with_one_that_is_still_there(tmp_path: Path, dataset: Store) -> None:
