@@ -55,9 +55,9 @@ def append_snapshot(
 
     If another append was committed first, this one is done again on top of it. Raises
     `InputError` for a new class without a usable train image, for `config.classes` that rename or
-    remove a class of the parent, and for images that come under another class's name (`check_renamed`),
-    `SnapshotConflictError` where HEAD does not descend from `parent` (which was retired meanwhile, for
-    example) or conflicts do not end.
+    remove a class of the parent, and for images that come under another class's name (`check_renamed`,
+    `check_relabelled`), `SnapshotConflictError` where HEAD does not descend from `parent` (which was
+    retired meanwhile, for example) or conflicts do not end.
     """
     check_live(dataset, parent.id)
     check_classes(config, parent)
@@ -126,8 +126,13 @@ def _renamed_line(name: str, by_old: Counter[str], parent: Snapshot) -> str:
     )
 
 
-def _refuse_relabelled(counts: Counter[str], parent: Snapshot) -> None:
-    """Raise `InputError` where the corpus has known records under a new class: so a manifest renames one."""
+def check_relabelled(dataset: Store, parent: Snapshot, listing: CorpusListing, folder: str) -> None:
+    """Raise `InputError` where the corpus has known records under a new class: so a manifest renames one.
+
+    Only a class that the parent does not have makes it read what became of earlier records.
+    """
+    unknown = [name for name in listing.classes if name not in parent.classes]
+    counts = relabelled_records(dataset, parent, listing, unknown, folder) if unknown else Counter[str]()
     for name, count in counts.most_common(1):
         raise InputError(
             f"class {name!r} has {count} images that snapshot {parent.id} has under another class: an append "
@@ -149,8 +154,7 @@ def _append_once(
         raise SnapshotConflictError(
             f"{dataset.uri}: snapshot {head.number} was committed by another writer as {head.id}"
         )
-    if unknown := [name for name in listing.classes if name not in parent.classes]:
-        _refuse_relabelled(relabelled_records(dataset, parent, listing, unknown, folder), parent)
+    check_relabelled(dataset, parent, listing, folder)
     fresh = new_records(dataset, parent, listing, folder)
     if not fresh.num_images:
         return None

@@ -72,7 +72,7 @@ def build_snapshot(
     with building(dataset) as lease:
         if (finished := _finished_build(dataset, record, folder)) is not None:
             return finished
-        _refuse_another_root(dataset, record)
+        _refuse_another_root(dataset, listing.digest, record)
         check_rejects((), listing.num_images, config.max_reject_fraction, listing)  # known before the work
         results = list(run_all(plans))
         check_rejects(_rejects(results), listing.num_images, config.max_reject_fraction, listing)
@@ -108,15 +108,17 @@ def _finished_build(dataset: Store, record_path: str, folder: str) -> Snapshot |
     return snapshot if snapshot.listed_in == folder else None  # else the bytes must tell
 
 
-def _refuse_another_root(dataset: Store, record_path: str) -> None:
-    """Refuse, before the work, what `_commit_root` would: a live root that other builds alone name.
+def _refuse_another_root(dataset: Store, listing_digest: str, record_path: str) -> None:
+    """Refuse, before the work, what `_commit_root` would: live snapshots whose root is not this build's.
 
-    A root that no record names may be this very build's, stopped between its commit and its record.
+    A root of the same listing that no record names may be this very build's, stopped before its record.
     """
     live = list_live_snapshots(dataset)
-    roots = {header.id for header in live if header.parent is None}
-    others = (info.path for info in dataset.list("builds") if info.path != record_path) if roots else ()
-    if roots & {json.loads(dataset.get(path))["snapshot"] for path in others}:
+    if not live:
+        return
+    same = {header.id for header in live if header.parent is None and header.listing_digest == listing_digest}
+    others = (info.path for info in dataset.list("builds") if info.path != record_path)
+    if not same or same & {json.loads(dataset.get(path))["snapshot"] for path in others}:
         raise _would_hide(dataset, live[-1])
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from data.append import append_snapshot, check_classes
+from data.append import append_snapshot, check_classes, check_relabelled
 from data.build import RunAll, build_snapshot, plan_build
 from data.card import card_path
 from data.corpora.options import CorpusFormat, CorpusOptions
@@ -13,7 +13,7 @@ from data.errors import InputError
 from data.list_corpus import list_for_append, list_for_build, local_folder
 from data.outcomes import new_records
 from data.sharding_config import ShardingConfig
-from data.snapshot import Snapshot, list_live_snapshots, load_snapshot
+from data.snapshot import Snapshot, load_snapshot
 from data.store import Store
 from infra.store import check_store, open_store
 from pipelines.corpus import Corpus, CorpusPlace, open_corpus
@@ -78,7 +78,6 @@ def create(config: WriteConfig) -> Outcome:
         shards = Counter(plan.split for plan in plan_build(listing, sharding))
         announce(f"dry run: {shards['train']} shards of train and {shards['eval']} of eval; nothing written")
         return Outcome(values={"dry_run": True, "images": listing.num_images, "shards": dict(shards)})
-    _refuse_another_root(dataset, listing)
     run_all = _run_all(config, corpus, dataset)
     snapshot = build_snapshot(corpus.source, dataset, sharding, run_all, listing=listing)
     return _committed(snapshot, dataset, corpus, sharding, tracking_uri)
@@ -94,6 +93,7 @@ def append(config: WriteConfig) -> Outcome:
     listing = list_for_append(corpus.source, sharding)
     _refuse_unknown_classes(config, listing, parent)
     if config.dry_run:
+        check_relabelled(dataset, parent, listing, local_folder(corpus.source))
         fresh = new_records(dataset, parent, listing, local_folder(corpus.source))
         announce(f"dry run: {fresh.num_images:,} images are new to snapshot {parent.id}; nothing written")
         return Outcome(values={"dry_run": True, "parent": parent.id, "images": fresh.num_images})
@@ -132,16 +132,6 @@ def _run_all(config: WriteConfig, corpus: Corpus, dataset: Store) -> RunAll:
         announce=announce,
         connect=corpus.before_reading(connect_to_ray),
     )
-
-
-def _refuse_another_root(dataset: Store, listing: CorpusListing) -> None:
-    """A second first snapshot would hide what was appended to the other one."""
-    snapshots = list_live_snapshots(dataset)
-    if snapshots and not any(s.parent is None and s.listing_digest == listing.digest for s in snapshots):
-        raise InputError(
-            f"{dataset.uri} holds snapshot {snapshots[-1].id} of other images already: "
-            "add new ones with append, or give another --dataset"
-        )
 
 
 def _refuse_unknown_classes(config: WriteConfig, listing: CorpusListing, parent: Snapshot) -> None:

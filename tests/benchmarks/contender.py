@@ -4,6 +4,7 @@ The parent asks, one JSON object a line; the child answers with one, timing its 
 library only: some peers need an environment of their own.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -46,11 +47,9 @@ class Contender:
         """Run one of the child's commands. Raises `BenchmarkError` if the child ends instead."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # It has ended: the missing answer below says so.
             self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # It has ended; the missing answer says so.
         answer = self._process.stdout.readline()
         if not answer:
             code = self._process.wait()

@@ -109,7 +109,7 @@ def test_a_dataset_from_its_first_day_to_its_first_damage(shelf: Shelf, tmp_path
     text, nothing = shelf.run(*append)
     assert "1 new images, none of use (1 unreadable)" in text
     assert nothing["rejects"] == {"unreadable": 1}
-    with pytest.raises(InputError, match=r"holds snapshot 2-\w+ of other images already: add new ones"):
+    with pytest.raises(InputError, match=r"holds snapshot 2-\w+, made of other images .*: add new images"):
         shelf.look(*create)
 
     card = tmp_path / "folder" / "card.html"

@@ -306,6 +306,9 @@ def test_a_second_first_snapshot_is_refused_as_it_would_hide_the_appends(
     other, message = replace(CONFIG, **option), f"holds snapshot {second.id}, made of other images or with"
     with pytest.raises(InputError, match=message):  # it was written to its end first
         build_snapshot(corpus, dataset, other, lambda plans: pytest.fail("ran"))
+    others = fill(tmp_path / "others", FILES | {"train/cat/o.png": png(902)})
+    with pytest.raises(InputError, match=message):
+        build_snapshot(others, dataset, CONFIG, lambda plans: pytest.fail("ran"))
     for info in list(dataset.list("builds")):
         dataset.delete(info.path)
     with pytest.raises(InputError, match=message):
