@@ -12,15 +12,19 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data.arrow import Column, to_numpy
 from data.errors import InputError
 from data.shard_index import read_index
 from data.store import CorruptShardError, Store, StoreError
 from data.types import ShardInfo
+
+Number = TypeVar("Number", np.int64, np.uint32)
 
 _log = logging.getLogger(__name__)
 
@@ -52,17 +56,22 @@ def load_index(store: Store, info: ShardInfo) -> ShardIndex:
             f"its snapshot says {info.num_samples}; build the dataset again"
         )
     labels = table.column("labels").combine_chunks()
-    if not np.array_equal(labels.value_lengths().to_numpy(zero_copy_only=False), np.ones(len(labels))):
+    if not np.all(to_numpy(labels.value_lengths()) == 1):
         raise InputError(
             f"shard {info.path} has samples with no label or several; training needs exactly one each."
         )
     return ShardIndex(
-        offsets=table.column("offset").to_numpy().astype(np.int64),
-        sizes=table.column("size").to_numpy().astype(np.int64),
-        crcs=table.column("crc32c").to_numpy().astype(np.uint32),
-        labels=labels.flatten().to_numpy(zero_copy_only=False).astype(np.int64),
+        offsets=_copy(table.column("offset"), np.int64),
+        sizes=_copy(table.column("size"), np.int64),
+        crcs=_copy(table.column("crc32c"), np.uint32),
+        labels=_copy(labels.flatten(), np.int64),
         names=table.column("name").combine_chunks(),
     )
+
+
+def _copy(column: Column, dtype: type[Number]) -> NDArray[Number]:
+    """Copy a column out of Arrow's memory, which holds all the others beside it."""
+    return to_numpy(column).astype(dtype)
 
 
 class IndexCache:
