@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from coatnet.config import ModelConfig, PoolKind
 from coatnet.fused_inference import is_fusable, linear
 from coatnet.layers import Downsample, LayerScale, StochasticDepth, make_norm_channels_last, pool_2d
+from coatnet.onednn_linear import linear_as_convolution
 from coatnet.relative_attention import RelativeAttentionLayer
 from coatnet.relative_mlp import RelativeMlp
 
@@ -18,11 +19,12 @@ class FeedForward(nn.Module):
         self.activation = nn.GELU()
         self.project = nn.Linear(expansion * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [..., C] to [..., C]."""
-        if is_fusable(x, self.expand, self.activation, self.project):
-            return linear(linear(x, self.expand, self.activation), self.project)
-        return self.project(self.activation(self.expand(x)))
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        """Map [B, H, W, C] to the same shape."""
+        if is_fusable(x_BHWC, self.expand, self.activation, self.project):
+            return linear(linear(x_BHWC, self.expand, self.activation), self.project)
+        hidden = self.activation(linear_as_convolution(x_BHWC, self.expand))
+        return linear_as_convolution(hidden, self.project)
 
 
 class TransformerBlock(nn.Module):
