@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from data.errors import InputError
 from infra.ledger import Entry, Intent, Ledger
-from infra.registry_writes import set_alias, set_tag
+from infra.registry_writes import describe_decision, set_alias, set_tag
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -137,7 +137,7 @@ class Registry:
             self._finish_earlier(entry, ledger)
             set_alias(self._client(), intent.model, CHAMPION, intent.version)
         observed = self._read_back(entry, ledger)
-        self._describe(intent)
+        describe_decision(self._client(), intent)
         self._unmark_challenger(intent)
         # Before the entry is closed: a crash in between leaves it pending, and whoever finds it finishes it.
         self._mark_decided(intent)
@@ -163,7 +163,7 @@ class Registry:
                 f"{intent.model}: version {intent.version} is the champion itself: roll back to replace it"
             )
         entry = ledger.record(intent)
-        self._describe(intent)
+        describe_decision(self._client(), intent)
         closed = ledger.close(entry, "applied", observed)
         self._mark_decided(intent)
         return closed
@@ -239,20 +239,6 @@ class Registry:
                 f"{intent.model}: version {intent.version} was compared with "
                 f"{intent.from_version or 'no champion'}, but the champion is {observed} now: decide again"
             )
-
-    def _describe(self, intent: Intent) -> None:
-        client = self._client()
-        client.update_model_version(intent.model, intent.version, description=intent.description)
-        tags = {
-            "gate.delta": intent.delta,
-            "gate.failed": ", ".join(intent.failed_checks) or "none",
-            "data.snapshot": ", ".join(intent.snapshot_ids),
-            "parent.version": intent.from_version or "none",
-            "decided_by": intent.actor,
-            "code.version": intent.code_version,
-        }
-        for key, value in tags.items():
-            set_tag(client, intent.model, intent.version, key, value)
 
     def _first_of(self, name: str, fingerprint: str, created: str) -> VersionInfo:
         """Return the version that all jobs agree on: of two that registered at once, the first."""

@@ -20,7 +20,7 @@ from data.errors import InputError
 from data.image_check import ImageLimits
 from data.order import OrderConfig
 from data.plain import with_tuples
-from data.sharding_config import LeakPolicy, NearPolicy, ShardingConfig
+from data.sharding_config import DuplicatePolicy, ShardingConfig
 from data.tar_reader import MissingShards
 from pipelines.mixture import SourceConfig, mixture_schedule
 from pipelines.parse_config import is_given, parse_config
@@ -90,7 +90,7 @@ class PhaseConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardConfig:
+class ShardConfig(DuplicatePolicy):
     """How a corpus becomes shards."""
 
     eval_fraction: float = 0.1
@@ -99,12 +99,6 @@ class ShardConfig:
     max_reject_fraction: float = 0.05
     """More unreadable images than this share stop the run."""
     limits: ImageLimits = field(default_factory=ImageLimits)
-    leak_policy: LeakPolicy = "error"
-    """The same image in train and eval: stop, or drop the one or the other."""
-    near_duplicates: NearPolicy = "report"
-    """Images that look alike: list the pairs, drop all but the first, or do not look for them."""
-    near_duplicate_distance: int = 4
-    """They look alike whose perceptual hashes differ in at most so many of 64 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)

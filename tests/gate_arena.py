@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ from data.sharding_config import ShardingConfig
 from data.snapshot import Snapshot
 from infra.folder_store import FolderStore
 from infra.ledger import Ledger
-from infra.registry import Registry
+from infra.registry import VERDICT_TAG, Registry, VersionInfo
 from infra.store import open_store
 from infra.tracking import find_or_create_run
 from infra.transfer import download_folder, upload_folder
 from pipelines.config import PhaseConfig, Runtime
 from pipelines.eval_tasks import EvalPlan, evaluate_slice, merge_slices
+from pipelines.evaluation import EvalReport
 from pipelines.gate_checks import GatePolicy
 from pipelines.review import Candidate, Review
 from pipelines.stage import Materializer, Stage, StageRecord, Workspace
@@ -188,3 +189,66 @@ class Arena:
 
     def _reference(self, classes: Sequence[str]) -> DatasetRef:
         return DatasetRef(path=self.dataset_path, snapshot_id=self.snapshot_id, classes=tuple(classes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """A trained champion-to-be and its challengers, evaluated; each test takes a model name of its own."""
+
+    arena: Arena
+    candidates: dict[str, Candidate]
+
+    def fresh(self) -> Arena:
+        """Return the arena with a model that has no version and a ledger of its own, and a first champion."""
+        arena = replace(self.arena, model_name=f"arena-{uuid.uuid4().hex[:8]}")
+        champion = arena.review([])(self.candidates["first"])
+        assert champion.tags[VERDICT_TAG] == "PROMOTED"
+        return arena
+
+    def report(self, name: str) -> EvalReport:
+        return EvalReport.load(open_store(self.arena.root_uri), self.candidates[name].report_path)
+
+
+def train_contest(tracking_uri: str, cifar10: Path, folder: Path) -> Contest:
+    """Train the first model, make the challengers of it, and evaluate them all."""
+    corpus = write_corpus(folder / "corpus", cifar10, num_train=250, num_eval=150)
+    arena = Arena(
+        tracking_uri=tracking_uri,
+        root_uri=f"s3://coatnet/gate-{uuid.uuid4().hex[:8]}",
+        cache_dir=folder / "cache",
+    )
+    snapshot = arena.shard(corpus, ShardingConfig(shard_size_bytes=2**20))
+    arena = replace(arena, snapshot_id=snapshot.id)
+    # One thread: two that wait for each other are slower on a machine that is busy elsewhere.
+    torch.set_num_threads(1)
+    recipe = TrainConfig(
+        epochs=1, peak_learning_rate=0.001, warmup_epochs=0, schedule="linear", eval_every_epochs=100
+    )
+    first = arena.train("first", recipe)
+    models = {
+        "first": first,
+        "worse": arena.change("worse", first, add_noise),
+        "equal": arena.change("equal", first, lambda model: None),
+        "nan": arena.change("nan", first, break_a_weight),
+        # Ten points better: with four, rounding in a kernel decided whether it was significant.
+        "better": arena.train("better", replace(recipe, epochs=6, peak_learning_rate=0.002), start=first),
+    }
+    candidates = {name: arena.candidate(name, path) for name, path in models.items()}
+    return Contest(arena=arena, candidates=candidates)
+
+
+def champion_of(arena: Arena) -> VersionInfo:
+    champion = arena.registry.champion(arena.model_name)
+    assert champion is not None
+    return champion
+
+
+def add_noise(model: CoAtNet) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        weight.add_(2 * weight.abs().mean() * torch.randn(weight.shape, generator=generator))
+
+
+def break_a_weight(model: CoAtNet) -> None:
+    weight = next(model.parameters())
+    weight[(0,) * weight.ndim] = torch.nan

@@ -1,5 +1,7 @@
-"""A folder that knows which of its objects were read."""
+"""Folders that know which of their objects were read."""
 
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from infra.folder_store import FolderStore
@@ -25,3 +27,18 @@ class ReadingStore(FolderStore):
     def download(self, path: str, target: Path) -> None:
         self.read.append(path)
         FolderStore.download(self, path, target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountingStore(FolderStore):
+    """Counts what is asked of it, by path."""
+
+    asked: Counter[str] = field(default_factory=Counter[str])
+
+    def get(self, path: str) -> bytes:
+        self.asked[path] += 1
+        return super().get(path)
+
+    def download(self, path: str, target: Path) -> None:
+        self.asked[path] += 1
+        super().download(path, target)

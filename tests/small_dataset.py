@@ -12,7 +12,10 @@ from data.build import build_snapshot
 from data.shard_write import write_shards_here
 from data.sharding_config import ShardingConfig
 from data.snapshot import Snapshot
+from data.tar_reader import ShardReader, StoredImage
 from infra.folder_store import FolderStore
+
+Dataset = tuple[FolderStore, Snapshot]
 
 
 def picture(height: int, width: int, seed: int) -> NDArray[np.uint8]:
@@ -36,7 +39,7 @@ def small_dataset(
     shard_size_bytes: int = 12_000,
     classes: Sequence[str] = "ab",
     first_seed: int = 0,
-) -> tuple[FolderStore, Snapshot]:
+) -> Dataset:
     """Write pictures of some classes, every third a JPEG, and shard them into several tars."""
     corpus, dataset = FolderStore(root=folder / "corpus"), FolderStore(root=folder / "dataset")
     for split, count, first in (("train", num_train, first_seed), ("test", num_eval, first_seed + 10_000)):
@@ -47,3 +50,8 @@ def small_dataset(
     config = ShardingConfig(shard_size_bytes=shard_size_bytes)
     run_all = write_shards_here(corpus, dataset, config.limits)
     return dataset, build_snapshot(corpus, dataset, config, run_all)
+
+
+def read_all(reader: ShardReader, snapshot: Snapshot) -> list[StoredImage]:
+    shards = snapshot.splits["train"]
+    return [reader.read(i, row) for i, shard in enumerate(shards) for row in range(shard.num_samples)]

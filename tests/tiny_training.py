@@ -1,6 +1,8 @@
 """A real training that takes milliseconds: real order, augmentation, checkpoints; data in memory."""
 
 import multiprocessing
+import os
+import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -151,6 +153,21 @@ class StopAfter(MemorySource):
             self._left -= 1
             if self._left == 0:
                 self._worker.stop()
+            yield batch
+
+
+class KilledOnce(MemorySource):
+    """Ends its process with SIGKILL in the middle of the second epoch, the first time round."""
+
+    def __init__(self, worker: Worker, folder: Path) -> None:
+        super().__init__(worker.rank, worker.world_size)
+        self._flag = folder / "killed"
+
+    def batches(self, epoch: int, start_step: int = 0) -> Any:
+        for batch in super().batches(epoch, start_step):
+            if (epoch, batch.step) == (1, 3) and self._rank == 1 and not self._flag.exists():
+                self._flag.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
             yield batch
 
 

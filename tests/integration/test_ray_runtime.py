@@ -24,7 +24,7 @@ from data.store import StoreError
 from infra.ray_runtime import WorkersFailedError, run_workers
 from infra.ray_tasks import run_tasks, stream_tasks
 from pipelines.corpus_tasks import corpus_tasks
-from tests.tiny_training import CONFIG, RUNTIME, MemorySource, run_tiny, spawn_ranks
+from tests.tiny_training import CONFIG, RUNTIME, KilledOnce, MemorySource, run_tiny, spawn_ranks
 
 pytestmark = [
     pytest.mark.integration,
@@ -70,21 +70,6 @@ def _train(worker: Worker, folder: Path, **options: Any) -> dict[str, Any]:
         "backend": distributed.get_backend(),
         "cwd": os.getcwd(),
     }
-
-
-class KilledOnce(MemorySource):
-    """Ends its process with SIGKILL in the middle of the second epoch, the first time round."""
-
-    def __init__(self, worker: Worker, folder: Path) -> None:
-        super().__init__(worker.rank, worker.world_size)
-        self._flag = folder / "killed"
-
-    def batches(self, epoch: int, start_step: int = 0) -> Any:
-        for batch in super().batches(epoch, start_step):
-            if (epoch, batch.step) == (1, 3) and self._rank == 1 and not self._flag.exists():
-                self._flag.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield batch
 
 
 def _train_and_die(worker: Worker, folder: Path) -> dict[str, Any]:

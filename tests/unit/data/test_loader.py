@@ -1,10 +1,8 @@
-"""Same batches for any ranks, threads and resume; every sample once; bad samples keep their place."""
+"""Same batches for any ranks, threads and resume; every sample once; work goes on ahead."""
 
-import shutil
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,71 +13,27 @@ from hypothesis import strategies as st
 from data import batch_reader
 from data.crop import DecodeConfig
 from data.errors import InputError
-from data.loader import EvalLoader, TooManyBadSamplesError, TrainLoader
-from data.order import EpochOrder, OrderConfig
-from data.shard_cache import ShardCache
-from data.shard_index import read_index
+from data.order import EpochOrder
 from data.shard_prefetch import ShardPrefetch
-from data.snapshot import Snapshot
-from data.store import ObjectNotFoundError, StoreError
 from data.tar_reader import ShardReader, StoredImage
-from data.types import Batch
-from infra.folder_store import FolderStore
-from tests.small_dataset import small_dataset
-
-Dataset = tuple[FolderStore, Snapshot, ShardCache]
-
-ORDER = OrderConfig(global_batch_size=16, num_lanes=8, shuffle_window=24, seed=3)
-DECODE = DecodeConfig(image_size_px=16)
-NUM_TRAIN, NUM_EVAL = 61, 11
+from tests.small_loaders import (
+    NUM_EVAL,
+    NUM_TRAIN,
+    ORDER,
+    Dataset,
+    Row,
+    cached_dataset,
+    decode_threads,
+    epoch_rows,
+    eval_loader,
+    real_rows,
+    train_loader,
+)
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("dataset")
-    store, snapshot = small_dataset(folder, num_train=NUM_TRAIN, num_eval=NUM_EVAL)
-    return store, snapshot, ShardCache(folder / "cache", 10**9)
-
-
-def train_loader(dataset: Dataset, **choices: object) -> TrainLoader:
-    store, snapshot, cache = dataset
-    usual = {
-        "store": store, "snapshot": snapshot, "split": "train", "order": ORDER, "decode": DECODE,
-        "rank": 0, "world_size": 1, "cache": cache, "num_threads": 0,
-    }  # fmt: skip
-    return TrainLoader(**{**usual, **choices})  # type: ignore[arg-type]
-
-
-def eval_loader(dataset: Dataset, **choices: object) -> EvalLoader:
-    store, snapshot, cache = dataset
-    usual = {
-        "store": store, "snapshot": snapshot, "split": "eval", "decode": DECODE, "batch_size": 4,
-        "rank": 0, "world_size": 1, "cache": cache, "num_threads": 0,
-    }  # fmt: skip
-    return EvalLoader(**{**usual, **choices})  # type: ignore[arg-type]
-
-
-Row = tuple[str, int, int, bytes]
-
-
-def real_rows(batch: Batch) -> list[Row]:
-    """Key, label, position and pixels of each row that counts."""
-    kept = batch.weights_B.nonzero().flatten().tolist()
-    labels, positions = batch.labels_B.tolist(), batch.positions_B.tolist()
-    pixels = [image.numpy().tobytes() for image in batch.images_BHWC]
-    return [(batch.keys[i], labels[i], positions[i], pixels[i]) for i in kept]
-
-
-def epoch_rows(
-    dataset: Dataset, world_size: int, epoch: int = 0, start_step: int = 0, num_threads: int = 0
-) -> list[list[Row]]:
-    """Return the global batches from `start_step`, put together from all ranks."""
-    loaders = [
-        train_loader(dataset, rank=rank, world_size=world_size, num_threads=num_threads)
-        for rank in range(world_size)
-    ]
-    ranks = [loader.batches(epoch, start_step) for loader in loaders]
-    return [[row for batch in step for row in real_rows(batch)] for step in zip(*ranks, strict=True)]
+    return cached_dataset(tmp_path_factory.mktemp("dataset"))
 
 
 @pytest.fixture(scope="module")
@@ -157,35 +111,6 @@ def test_padding_has_no_key_and_real_pixels(dataset: Dataset) -> None:
     assert torch.equal(batch.images_BHWC[4:], batch.images_BHWC[:2])
 
 
-def break_samples(monkeypatch: pytest.MonkeyPatch, keys: set[str]) -> None:
-    """Bytes that pass their checksum and still are no image, as an adopted shard may hold."""
-    real = ShardReader.read
-
-    def read(self: ShardReader, shard: int, row: int) -> StoredImage:
-        stored = real(self, shard, row)
-        return stored._replace(image_bytes=b"broken") if stored.name in keys else stored
-
-    monkeypatch.setattr(ShardReader, "read", read)
-
-
-@pytest.mark.parametrize("num_threads", [0, 2])
-def test_a_bad_sample_keeps_its_place(
-    dataset: Dataset, expected: list[list[Row]], monkeypatch: pytest.MonkeyPatch, num_threads: int
-) -> None:
-    bad = {expected[1][0][0], expected[1][9][0], expected[2][5][0]}
-    break_samples(monkeypatch, bad)
-    loader = train_loader(dataset, num_threads=num_threads, max_bad_samples=3)
-    batches = [*loader.batches(0), *loader.batches(0)]
-    assert [list(batch.keys) for batch in batches[:3]] == [[r[0] for r in b] for b in expected]
-    assert [(batch.weights_B == 0).nonzero().flatten().tolist() for batch in batches[:3]] == [[], [0, 9], [5]]
-    assert not batches[1].images_BHWC[9].any()
-    assert tuple(loader.bad_samples) == (
-        expected[1][0][0],
-        expected[1][9][0],
-        expected[2][5][0],
-    )  # Counted once each.
-
-
 @pytest.mark.parametrize("num_threads", [0, 2])
 @pytest.mark.parametrize("is_cached", [True, False])
 def test_what_was_read_is_counted(dataset: Dataset, num_threads: int, is_cached: bool) -> None:
@@ -241,37 +166,6 @@ def test_without_a_cache_images_are_read_ahead(
     names.clear()
     list(train_loader(dataset, num_threads=2).batches(0))
     assert names == {"decode"}, "nothing is read ahead from a cache"
-
-
-def test_too_many_bad_samples_are_fatal(
-    dataset: Dataset, expected: list[list[Row]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    break_samples(monkeypatch, {row[0] for row in expected[0][:3]})
-    with pytest.raises(
-        TooManyBadSamplesError, match="3 samples cannot be read or decoded, max_bad_samples allows 2"
-    ):
-        list(train_loader(dataset, max_bad_samples=2, num_threads=2).batches(0))
-
-
-@dataclass(frozen=True, kw_only=True)
-class FailingStore(FolderStore):
-    """Loses its shards."""
-
-    def get_range(self, path: str, start: int, size_bytes: int) -> bytes:
-        raise StoreError(f"{path}: the store is gone")
-
-
-def decode_threads() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name.startswith("decode")}
-
-
-def test_a_store_fault_surfaces_and_is_no_bad_sample(dataset: Dataset) -> None:
-    failing = FailingStore(root=dataset[0].root)
-    loader = train_loader(dataset, store=failing, cache=None, num_threads=2)
-    with pytest.raises(StoreError, match="the store is gone"):
-        list(loader.batches(0))
-    assert loader.bad_samples == {}
-    assert decode_threads() == set()
 
 
 def test_closing_the_iterator_stops_the_threads(dataset: Dataset) -> None:
@@ -332,40 +226,3 @@ def test_random_pad_recipe_runs(dataset: Dataset) -> None:
     loaders = [train_loader(dataset, decode=decode, num_threads=n) for n in (0, 2)]
     first, second = (np.concatenate([b.images_BHWC for b in loader.batches(0)]) for loader in loaders)
     np.testing.assert_array_equal(first, second)
-
-
-def test_cache_is_shared_by_later_loaders(dataset: Dataset, tmp_path: Path) -> None:
-    """A new process finds the shards on the disk: no download."""
-    cache = ShardCache(tmp_path / "cache", 10**9)
-    list(train_loader(dataset, cache=cache).batches(0))
-    failing = FailingStore(root=dataset[0].root)
-    assert (
-        len(
-            list(train_loader(dataset, store=failing, cache=ShardCache(tmp_path / "cache", 10**9)).batches(0))
-        )
-        == 3
-    )
-
-
-def test_a_lost_shard_keeps_its_samples_places(
-    dataset: Dataset, expected: list[list[Row]], tmp_path: Path
-) -> None:
-    """Without it the other samples of an epoch are the same, at the same positions, with the same pixels."""
-    _, snapshot, _ = dataset
-    store = FolderStore(root=tmp_path)
-    shutil.copytree(dataset[0].root, store.root, dirs_exist_ok=True)
-    lost, *_ = snapshot.splits["train"]
-    gone = {f"{name}" for name in read_index(store, lost)["name"].to_pylist()}
-    store.delete(lost.path)
-    loader = train_loader(dataset, store=store, cache=None, num_threads=2, missing_shards="skip")
-    assert [real_rows(batch) for batch in loader.batches(0)] == [
-        [row for row in step if row[0] not in gone] for step in expected
-    ]
-    assert set(loader.bad_samples) <= gone
-    few = train_loader(dataset, store=store, cache=None, missing_shards="skip", max_bad_samples=2)
-    with pytest.raises(TooManyBadSamplesError, match=rf"{lost.path} does not exist"):
-        list(few.batches(0))
-    with pytest.raises(ObjectNotFoundError, match=rf"{lost.path} does not exist"):
-        list(train_loader(dataset, store=store, cache=None).batches(0))
-    with pytest.raises(InputError, match="missing_shards is 'ignore': give 'error' or 'skip'"):
-        train_loader(dataset, missing_shards="ignore")

@@ -1,13 +1,11 @@
 """The node cache: bounded, crash-safe, shared, and never in the way when it has no room."""
 
 import fcntl
-import hashlib
 import logging
 import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,47 +15,11 @@ import pytest
 
 from data import shard_cache
 from data.errors import InputError
-from data.shard_cache import CachedShard, ShardCache
+from data.shard_cache import ShardCache
 from data.store import StoreError
 from data.types import ShardInfo
 from infra.folder_store import FolderStore
-from tests.faults.full_disk import fill_disk
-
-SHARD_BYTES = 1000
-
-
-def put_shards(
-    folder: Path, count: int, size_bytes: int = SHARD_BYTES
-) -> tuple[FolderStore, list[ShardInfo]]:
-    store = FolderStore(root=folder / "store")
-    shards: list[ShardInfo] = []
-    for number in range(count):
-        content = bytes([number]) * size_bytes
-        store.put(f"shards/{number}.tar", content)
-        shards.append(
-            ShardInfo(
-                path=f"shards/{number}.tar", index_path="", num_samples=1, size_bytes=size_bytes, crc32c=0,
-                sha256=hashlib.sha256(content).hexdigest(), index_sha256="",
-            )
-        )  # fmt: skip
-    return store, shards
-
-
-def cached_files(folder: Path) -> set[str]:
-    return {path.stem for path in (folder / "shards").iterdir()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class CountingStore(FolderStore):
-    """Counts downloads in a file, across processes; with a delay they are slow enough for two to meet."""
-
-    delay_s: float = 0.0
-
-    def download(self, path: str, target: Path) -> None:
-        with (self.root.parent / "downloads").open("a") as file:
-            file.write(f"{path}\n")
-        time.sleep(self.delay_s)
-        super().download(path, target)
+from tests.cached_shards import SHARD_BYTES, CountingStore, cached_files, downloads, put_shards
 
 
 def test_reads_what_the_store_holds(tmp_path: Path) -> None:
@@ -154,87 +116,6 @@ def test_no_room_means_streaming_and_one_warning(tmp_path: Path, caplog: pytest.
         assert [cache.open(store, shard) for shard in shards] == [None, None]
     assert len(caplog.records) == 1
     assert "larger than the budget" in caplog.text
-
-
-DISK_SHARD_BYTES = 16384
-
-
-def downloads(folder: Path) -> list[str]:
-    return (folder / "downloads").read_text().split()
-
-
-def test_a_full_disk_evicts_one_shard_for_one(
-    small_disk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Unlinked shards stayed on the disk in readers of any process: each eviction, and each download
-    after it, was in vain, until the cache was empty."""
-    _, shards = put_shards(tmp_path, 13, DISK_SHARD_BYTES)
-    store = CountingStore(root=tmp_path / "store")
-    fill_disk(small_disk, leave_bytes=5 * DISK_SHARD_BYTES + 4096)
-    cache = ShardCache(small_disk, 10**9)
-    held: list[CachedShard] = []
-    for number, shard in enumerate(shards):
-        cached = cache.open(store, shard)
-        assert cached is not None
-        assert cached.read(0, DISK_SHARD_BYTES) == bytes([number]) * DISK_SHARD_BYTES
-        held.append(cached)
-    assert downloads(tmp_path) == [shard.path for shard in shards]
-    assert [cached.is_evicted for cached in held] == [True] * 8 + [False] * 5
-    assert cached_files(small_disk) == {shard.sha256 for shard in shards[-5:]}
-    assert list((small_disk / "incoming").iterdir()) == []
-    assert caplog.messages == []
-
-
-def test_a_shard_larger_than_the_disk_evicts_nothing(
-    small_disk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The whole cache went for a shard that could never have room."""
-    _, shards = put_shards(tmp_path, 3, DISK_SHARD_BYTES)
-    _, large = put_shards(tmp_path / "large", 2, 8 * DISK_SHARD_BYTES)
-    cache = ShardCache(small_disk, 10**9)
-    for shard in shards:
-        assert cache.open(FolderStore(root=tmp_path / "store"), shard) is not None
-    for shard in large:
-        assert cache.open(CountingStore(root=tmp_path / "large" / "store"), shard) is None
-    assert not (tmp_path / "large" / "downloads").exists()
-    assert cached_files(small_disk) == {shard.sha256 for shard in shards}
-    assert list((small_disk / "incoming").iterdir()) == []
-    (warning,) = caplog.messages
-    assert "no room for shard" in warning
-
-
-def test_eviction_on_a_full_disk_stops_where_it_frees_nothing(small_disk: Path, tmp_path: Path) -> None:
-    """Here something else holds the bytes: one eviction shows it, and the other shards stay."""
-    _, shards = put_shards(tmp_path, 5, DISK_SHARD_BYTES)
-    store = CountingStore(root=tmp_path / "store")
-    cache = ShardCache(small_disk, 10**9)
-    for shard in shards[:4]:
-        assert cache.open(store, shard) is not None
-        os.link(small_disk / "shards" / f"{shard.sha256}.tar", small_disk / shard.sha256)
-    fill_disk(small_disk)
-    assert cache.open(store, shards[4]) is None
-    assert len(downloads(tmp_path)) == 4
-    assert cached_files(small_disk) == {shard.sha256 for shard in shards[1:4]}
-
-
-def test_a_disk_that_is_full_but_says_otherwise(small_disk: Path, tmp_path: Path) -> None:
-    """Without inodes no folder can be made, which stopped the reader; then no file can be written."""
-    _, shards = put_shards(tmp_path, 4)
-    store = CountingStore(root=tmp_path / "store")
-    cache = ShardCache(small_disk, 10**9)
-    for shard in shards[:3]:
-        assert cache.open(store, shard) is not None
-    status = os.statvfs(small_disk)
-    options = f"remount,nr_inodes={status.f_files - status.f_ffree}"
-    subprocess.run(["mount", "-o", options, str(small_disk)], check=True)
-    assert cache.open(store, shards[3]) is not None
-    assert downloads(tmp_path)[3:] == [shards[3].path] * 2
-    assert cached_files(small_disk) == {shard.sha256 for shard in shards[2:]}
-
-
-def test_a_file_system_that_does_not_tell_its_size_is_not_full() -> None:
-    assert os.statvfs("/proc").f_bavail == 0
-    assert shard_cache._free_bytes(Path("/proc")) > 2**60
 
 
 def test_a_fault_of_the_store_is_passed_on(tmp_path: Path) -> None:
