@@ -111,6 +111,8 @@ class ModelConfig:
         for name, hint in get_type_hints(ModelConfig).items():
             if get_origin(hint) is Literal:
                 _check_choice(name, getattr(self, name), get_args(hint))
+            elif hint is bool and not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be true or false")
         _check_numbers(self)
         _check_normalisation(self)
 
@@ -141,13 +143,23 @@ def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise InputError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
 
 
-def _check_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise InputError(f"{name} is {value}; it must be at least 1")
+def _check_positive(name: str, value: object) -> None:
+    if type(value) is not int or value < 1:
+        raise InputError(f"{name} is {value!r}; it must be a whole number, at least 1")
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{name} is {value!r}; it must be a number")
+
+
+def _check_sequence(name: str, value: object) -> None:
+    if not isinstance(value, tuple | list):
+        raise InputError(f"{name} is {value!r}; it must be a list")
 
 
 def _check_numbers(config: ModelConfig) -> None:
-    for name in ("stem_width", "stem_depth", "stem_stride", "head_size", "conv_expansion", "ffn_expansion"):
+    for name in ("stem_width", "stem_depth", "stem_stride", "conv_expansion", "ffn_expansion"):
         _check_positive(name, getattr(config, name))
     for name in (
         "stem_kernel_size",
@@ -166,8 +178,13 @@ def _check_numbers(config: ModelConfig) -> None:
         _check_positive("stem_inner_width", config.stem_inner_width)
     for name in ("norm_eps", "transformer_norm_eps"):
         eps = getattr(config, name)
-        if eps is not None and not 0.0 < eps < 1.0:
+        if eps is None:
+            continue
+        _check_number(name, eps)
+        if not 0.0 < eps < 1.0:
             raise InputError(f"{name} is {eps}; it must be between 0 and 1, or None for the usual")
+    for name in ("se_ratio", "layer_scale_init", "stochastic_depth_rate"):
+        _check_number(name, getattr(config, name))
     for name in ("se_ratio", "layer_scale_init"):
         if getattr(config, name) < 0.0:
             raise InputError(f"{name} is {getattr(config, name)}; it must be positive, or 0 for none")
@@ -177,6 +194,10 @@ def _check_numbers(config: ModelConfig) -> None:
 
 def _check_normalisation(config: ModelConfig) -> None:
     mean, std = config.mean, config.std
+    for name, values in (("mean", mean), ("std", std)):
+        _check_sequence(name, values)
+        for value in values:
+            _check_number(name, value)
     if len(mean) != config.in_channels or len(std) != config.in_channels:
         raise InputError(
             f"mean and std have {len(mean)} and {len(std)} entries; "
@@ -190,10 +211,13 @@ def _check_normalisation(config: ModelConfig) -> None:
 
 
 def _check_stages(config: ModelConfig) -> None:
-    if not config.layout or set(config.layout) - {"C", "T"}:
+    _check_positive("head_size", config.head_size)
+    layout: object = config.layout
+    if not isinstance(layout, str) or not layout or set(layout) - {"C", "T"}:
         raise InputError(f"layout is {config.layout!r}; use one letter a stage, C or T, as in CCTT")
     for name in ("widths", "depths", "strides"):
         values = getattr(config, name)
+        _check_sequence(name, values)
         if len(values) != len(config.layout):
             raise InputError(
                 f"{name} has {len(values)} entries; layout {config.layout!r} needs {len(config.layout)}"

@@ -71,9 +71,21 @@ def is_watched(module: nn.Module) -> bool:
 
 def linear(x: Tensor, layer: nn.Linear, activation: nn.Module | None = None) -> Tensor:
     """Return activation(layer(x)) in one pass. Needs `is_fusable`."""
-    if torch.compiler.is_compiling():  # inductor lowers this operation for constant weights alone
-        return layer(x) if activation is None else activation(layer(x))
-    return _ONEDNN._linear_pointwise(x, layer.weight, layer.bias, *_post_op(activation))
+    name, numbers, formula = _post_op(activation)
+    if torch.compiler.is_compiling():
+        return _linear(x, layer.weight, layer.bias, name, formula)
+    return _ONEDNN._linear_pointwise(x, layer.weight, layer.bias, name, numbers, formula)
+
+
+@torch.library.custom_op("coatnet::linear", mutates_args=())
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, formula: str) -> Tensor:
+    """oneDNN's operation, unknown to inductor, which lowers the one it knows for constant weights alone."""
+    return _ONEDNN._linear_pointwise(x, weight, bias, activation, [], formula)
+
+
+@_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, formula: str) -> Tensor:
+    return x.new_empty((*x.shape[:-1], len(weight)))
 
 
 def _post_op(activation: nn.Module | None) -> tuple[str, list[float], str]:
