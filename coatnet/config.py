@@ -210,11 +210,14 @@ def _check_normalisation(config: ModelConfig) -> None:
         )
 
 
+def _check_layout(layout: object) -> None:
+    if not isinstance(layout, str) or not layout or set(layout) - {"C", "T"}:
+        raise InputError(f"layout is {layout!r}; use one letter a stage, C or T, as in CCTT")
+
+
 def _check_stages(config: ModelConfig) -> None:
     _check_positive("head_size", config.head_size)
-    layout: object = config.layout
-    if not isinstance(layout, str) or not layout or set(layout) - {"C", "T"}:
-        raise InputError(f"layout is {config.layout!r}; use one letter a stage, C or T, as in CCTT")
+    _check_layout(config.layout)
     for name in ("widths", "depths", "strides"):
         values = getattr(config, name)
         _check_sequence(name, values)

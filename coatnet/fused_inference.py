@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as nn_module
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-_ONEDNN: Any = torch.ops.mkldnn
+from coatnet.onednn_linear import ONEDNN, onednn_linear
+from coatnet.plain_cpu import is_plain_float32, is_watched
+
 _LAYERS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d)
 _NAMES: dict[type[nn.Module], str] = {nn.GELU: "gelu", nn.SiLU: "swish", nn.ReLU: "relu"}
 """What oneDNN calls an activation."""
@@ -26,27 +27,8 @@ def is_fusable(x: Tensor, *modules: nn.Module) -> bool:
     Those are layers and activations of exactly torch's own types: a subclass, as of LoRA or of a quantised
     model, computes something else.
     """
-    return _is_plain_inference(x) and all(_is_plain_module(module) for module in modules)
-
-
-def _is_plain_inference(x: Tensor) -> bool:
-    return (
-        type(x) is Tensor
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_exporting()
-        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
-        and _onednn_is_on()
-        and not (nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)  # pyright: ignore[reportPrivateUsage]
-    )
-
-
-@torch.compiler.assume_constant_result
-def _onednn_is_on() -> bool:
-    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+    is_inference = is_plain_float32(x) and not torch.is_grad_enabled()
+    return is_inference and all(_is_plain_module(module) for module in modules)
 
 
 def _is_plain_module(module: nn.Module) -> bool:
@@ -64,28 +46,10 @@ def _is_plain_module(module: nn.Module) -> bool:
     return type(module) in _NAMES
 
 
-def is_watched(module: nn.Module) -> bool:
-    """Say whether the module has hooks: somebody listens, or FSDP gathers its weights in one."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)  # pyright: ignore[reportPrivateUsage]
-
-
 def linear(x: Tensor, layer: nn.Linear, activation: nn.Module | None = None) -> Tensor:
     """Return activation(layer(x)) in one pass. Needs `is_fusable`."""
-    name, numbers, formula = _post_op(activation)
-    if torch.compiler.is_compiling():
-        return _linear(x, layer.weight, layer.bias, name, formula)
-    return _ONEDNN._linear_pointwise(x, layer.weight, layer.bias, name, numbers, formula)
-
-
-@torch.library.custom_op("coatnet::linear", mutates_args=())
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, formula: str) -> Tensor:
-    """oneDNN's operation, unknown to inductor, which lowers the one it knows for constant weights alone."""
-    return _ONEDNN._linear_pointwise(x, weight, bias, activation, [], formula)
-
-
-@_linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, formula: str) -> Tensor:
-    return x.new_empty((*x.shape[:-1], len(weight)))
+    name, _, formula = _post_op(activation)
+    return onednn_linear(x, layer.weight, layer.bias, name, formula)
 
 
 def _post_op(activation: nn.Module | None) -> tuple[str, list[float], str]:
@@ -129,7 +93,7 @@ class FusedConvolution:
         else:
             weight, bias = self._weights(before, convolution, after)
         geometry = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
-        return _ONEDNN._convolution_pointwise(x_BCHW, weight, bias, *geometry, *_post_op(activation))
+        return ONEDNN._convolution_pointwise(x_BCHW, weight, bias, *geometry, *_post_op(activation))
 
     def __getstate__(self) -> dict[str, Any]:
         return FusedConvolution().__dict__
@@ -188,10 +152,10 @@ def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 if torch.backends.mkldnn.is_available():  # FlopCounterMode would count nothing
 
-    @register_flop_formula(_ONEDNN._convolution_pointwise)
+    @register_flop_formula(ONEDNN._convolution_pointwise)
     def _convolution_flops(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
         return conv_flop_count(x, weight, out_shape)
 
-    @register_flop_formula(_ONEDNN._linear_pointwise)
+    @register_flop_formula(ONEDNN._linear_pointwise)
     def _linear_flops(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
         return 2 * torch.Size(out_shape).numel() * weight[1]

@@ -3,8 +3,9 @@
 from torch import Tensor, nn
 
 from coatnet.config import Activation, ModelConfig
-from coatnet.fused_inference import FusedConvolution, is_fusable, is_watched
+from coatnet.fused_inference import FusedConvolution, is_fusable
 from coatnet.layers import ACTIVATIONS, Downsample, Pool2d, StochasticDepth, make_norm_2d
+from coatnet.plain_cpu import is_watched
 
 
 class SqueezeExcite(nn.Module):

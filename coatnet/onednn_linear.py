@@ -1,41 +1,93 @@
-"""Linear layers of training on the CPU as the 1x1 convolutions that they are.
+"""Linear layers on the CPU by oneDNN, to which torch gives convolutions; linear layers it gives to MKL.
 
-torch hands a float32 linear layer to MKL and a convolution to oneDNN. On Intel's processors and on AMD's
-Zen 4 both come near the peak; on Zen 5 MKL reaches 220 GFLOP/s on two cores where oneDNN has 500. Inference
-calls oneDNN itself (`coatnet.fused_inference`).
-Shape letters: B batch, H height, W width, C channels, O output channels.
+On two cores of an AMD EPYC of the Zen 5 kind MKL reaches 220 GFLOP/s where oneDNN has 500.
+Shape letters: C input channels, O output channels.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
-from coatnet.fused_inference import is_watched
+from coatnet.plain_cpu import is_plain_float32, is_plain_in_training
 
-_MIN_POSITIONS = 256
-"""With fewer, laying out the weights for a convolution, in each call, takes longer than it saves."""
-
-
-def linear_as_convolution(x_BHWC: Tensor, layer: nn.Linear) -> Tensor:
-    """Return layer(x), [B, H, W, O]: as torch does it, but in plain training on the CPU."""
-    if not _is_plain_training(x_BHWC, layer):
-        return layer(x_BHWC)
-    weight_OC11 = layer.weight[:, :, None, None]
-    return F.conv2d(x_BHWC.permute(0, 3, 1, 2), weight_OC11, layer.bias).permute(0, 2, 3, 1)
+ONEDNN: Any = torch.ops.mkldnn
 
 
-def _is_plain_training(x: Tensor, layer: nn.Linear) -> bool:
-    """Say whether this is float32 on the CPU, by a layer of torch's own type that nobody listens to."""
+def trained_linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """Return layer(x), [..., O] of [..., C]: as torch does it, but in plain training on the CPU."""
+    if not torch.is_grad_enabled() or not is_plain_float32(x) or not is_plain_in_training(layer, nn.Linear):
+        return layer(x)
+    if torch.compiler.is_compiling():  # of an autograd function its tracer warns
+        return _opaque_linear(x, layer.weight, layer.bias, "none", "")
+    result: Any = _Linear.apply(x, layer.weight, layer.bias)
+    return result
+
+
+def onednn_linear(
+    x: Tensor, weight_OC: Tensor, bias: Tensor | None, activation: str = "none", formula: str = ""
+) -> Tensor:
+    """Return activation(x W^T + b) in one pass, without gradients; `activation` is oneDNN's name of it."""
+    if torch.compiler.is_compiling():
+        return _opaque_linear(x, weight_OC, bias, activation, formula)
+    return ONEDNN._linear_pointwise(x, weight_OC, bias, activation, [], formula)
+
+
+@torch.library.custom_op("coatnet::linear", mutates_args=())
+def _opaque_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, formula: str) -> Tensor:
+    """oneDNN's operation, unknown to inductor, which lowers the one it knows for constant weights alone."""
+    return ONEDNN._linear_pointwise(x, weight, bias, activation, [], formula)
+
+
+@_opaque_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, formula: str) -> Tensor:
+    return x.new_empty((*x.shape[:-1], len(weight)))
+
+
+def _gradients(
+    ctx: Any, gradient: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return those for x, the weight and the bias; `multiply` is a linear layer without a bias."""
+    x, weight_OC = ctx.saved_tensors
+    rows, gradient_rows = x.flatten(0, -2), gradient.flatten(0, -2)
+    for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
     return (
-        type(layer) is nn.Linear
-        and type(layer.weight) is nn.Parameter
-        and x.ndim == 4
-        and x.shape[:3].numel() >= _MIN_POSITIONS
-        and x.device.type == "cpu"
-        and x.dtype == layer.weight.dtype == torch.float32
-        and layer.training
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_exporting()
-        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        and not is_watched(layer)
+        multiply(gradient, weight_OC.T) if for_x else None,
+        multiply(gradient_rows.T, rows.T) if for_weight else None,
+        gradient_rows.sum(0) if for_bias else None,
     )
+
+
+class _Linear(torch.autograd.Function):
+    """x W^T + b with its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_OC: Tensor, bias: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(x, weight_OC)
+        return onednn_linear(x, weight_OC, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # Where the gradient's own gradient is asked for, by what has one.
+        multiply = functional.linear if torch.is_grad_enabled() else _multiply
+        return _gradients(ctx, gradient, multiply)
+
+
+def _multiply(x: Tensor, weight_OC: Tensor) -> Tensor:
+    return ONEDNN._linear_pointwise(x, weight_OC, None, "none", [], "")
+
+
+def _keep_for_gradients(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _compiled_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def multiply(x: Tensor, weight_OC: Tensor) -> Tensor:
+        return _opaque_linear(x, weight_OC, None, "none", "")
+
+    return *_gradients(ctx, gradient, multiply), None, None
+
+
+_opaque_linear.register_autograd(_compiled_gradients, setup_context=_keep_for_gradients)

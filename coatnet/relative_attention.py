@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from coatnet.config import RelativeAttention
 from coatnet.fused_inference import is_fusable, linear
-from coatnet.onednn_linear import linear_as_convolution
+from coatnet.onednn_linear import trained_linear
 
 _BIAS_STD = 0.02
 _MAX_CACHED_GRIDS = 8
@@ -128,7 +128,7 @@ class RelativeAttentionLayer(nn.Module):
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """Map [B, H, W, C_in] to [B, H, W, C_out]."""
         batch, height, width, _ = x_BHWC.shape
-        project = linear if is_fusable(x_BHWC, self.qkv, self.project) else linear_as_convolution
+        project = linear if is_fusable(x_BHWC, self.qkv, self.project) else trained_linear
         qkv = project(x_BHWC, self.qkv).view(batch, height * width, 3, self.num_heads, self.head_size)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         bias = self.bias(height, width, q.dtype) if self.bias is not None else None

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from coatnet.config import ModelConfig, PoolKind
 from coatnet.fused_inference import is_fusable, linear
 from coatnet.layers import Downsample, LayerScale, StochasticDepth, make_norm_channels_last, pool_2d
-from coatnet.onednn_linear import linear_as_convolution
+from coatnet.onednn_linear import trained_linear
 from coatnet.relative_attention import RelativeAttentionLayer
 from coatnet.relative_mlp import RelativeMlp
 
@@ -23,8 +23,8 @@ class FeedForward(nn.Module):
         """Map [B, H, W, C] to the same shape."""
         if is_fusable(x_BHWC, self.expand, self.activation, self.project):
             return linear(linear(x_BHWC, self.expand, self.activation), self.project)
-        hidden = self.activation(linear_as_convolution(x_BHWC, self.expand))
-        return linear_as_convolution(hidden, self.project)
+        hidden = self.activation(trained_linear(x_BHWC, self.expand))
+        return trained_linear(hidden, self.project)
 
 
 class TransformerBlock(nn.Module):

@@ -24,7 +24,7 @@ def forget_graphs() -> None:
 def test_one_graph_in_training(kind: str) -> None:
     model = CoAtNet(replace(CONFIG, relative_attention=kind))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    images = torch.randn(4, 3, 64, 64)  # 256 positions: linear layers are convolutions
+    images = torch.randn(2, 3, 64, 64)
     torch.manual_seed(1)
     expected = model(images)
     torch.manual_seed(1)
