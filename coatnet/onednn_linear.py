@@ -53,11 +53,10 @@ def _gradients(
     x, weight_OC = ctx.saved_tensors
     rows, gradient_rows = x.flatten(0, -2), gradient.flatten(0, -2)
     for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
-    return (
-        multiply(gradient, weight_OC.T) if for_x else None,
-        multiply(gradient_rows.T, rows.T) if for_weight else None,
-        gradient_rows.sum(0) if for_bias else None,
-    )
+    # The weight's first: oneDNN copies what is transposed, and x's gradient need not be there by then.
+    of_weight = multiply(gradient_rows.T, rows.T) if for_weight else None
+    of_bias = gradient_rows.sum(0) if for_bias else None
+    return multiply(gradient, weight_OC.T) if for_x else None, of_weight, of_bias
 
 
 class _Linear(torch.autograd.Function):
