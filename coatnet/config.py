@@ -1,5 +1,6 @@
 """Every choice that the paper makes, or leaves open, about a CoAtNet's shape."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -149,7 +150,7 @@ def _check_positive(name: str, value: object) -> None:
 
 
 def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InputError(f"{name} is {value!r}; it must be a number")
 
 
@@ -159,7 +160,7 @@ def _check_sequence(name: str, value: object) -> None:
 
 
 def _check_numbers(config: ModelConfig) -> None:
-    for name in ("stem_width", "stem_depth", "stem_stride", "conv_expansion", "ffn_expansion"):
+    for name in ("stem_depth", "stem_stride", "conv_expansion", "ffn_expansion"):
         _check_positive(name, getattr(config, name))
     for name in (
         "stem_kernel_size",
@@ -216,7 +217,8 @@ def _check_layout(layout: object) -> None:
 
 
 def _check_stages(config: ModelConfig) -> None:
-    _check_positive("head_size", config.head_size)
+    for name in ("stem_width", "head_size"):
+        _check_positive(name, getattr(config, name))
     _check_layout(config.layout)
     for name in ("widths", "depths", "strides"):
         values = getattr(config, name)

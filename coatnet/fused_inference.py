@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from coatnet.onednn_linear import ONEDNN, onednn_linear
-from coatnet.plain_cpu import is_plain_float32, is_watched
+from coatnet.plain_cpu import is_dense_float32, is_plain_float32, is_watched
 
 _LAYERS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d)
 _NAMES: dict[type[nn.Module], str] = {nn.GELU: "gelu", nn.SiLU: "swish", nn.ReLU: "relu"}
@@ -39,11 +39,19 @@ def _is_plain_module(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str)):
         return False
     if type(module) in _LAYERS:
-        # Tensors made in inference mode do not count their writes, so nothing could be kept of them.
-        # A compiled graph keeps nothing.
-        weight: object = module.weight
-        return isinstance(weight, Tensor) and (torch.compiler.is_compiling() or not weight.is_inference())
+        return _is_plain_weight(module.weight) and (module.bias is None or _is_plain_weight(module.bias))
     return type(module) in _NAMES
+
+
+def _is_plain_weight(weight: object) -> bool:
+    # Tensors made in inference mode do not count their writes, so nothing could be kept of them. A compiled
+    # graph keeps nothing.
+    return (
+        isinstance(weight, Tensor)
+        and type(weight) in (nn.Parameter, Tensor)
+        and is_dense_float32(weight)
+        and (torch.compiler.is_compiling() or not weight.is_inference())
+    )
 
 
 def linear(x: Tensor, layer: nn.Linear, activation: nn.Module | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """Linear layers on the CPU by oneDNN, to which torch gives convolutions; linear layers it gives to MKL.
 
 On two cores of an AMD EPYC of the Zen 5 kind MKL reaches 220 GFLOP/s where oneDNN has 500.
-Shape letters: C input channels, O output channels.
+Shape letters: B batch, H height, W width, C input channels, O output channels.
 """
 
 from collections.abc import Callable
@@ -11,23 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from coatnet.plain_cpu import is_plain_float32, is_plain_in_training
+from coatnet.plain_cpu import is_plain_float32, is_plain_in_training, is_transformed
 
 ONEDNN: Any = torch.ops.mkldnn
 
 
-def trained_linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    """Return layer(x), [..., O] of [..., C]: as torch does it, but in plain training on the CPU."""
-    if not torch.is_grad_enabled() or not is_plain_float32(x) or not is_plain_in_training(layer, nn.Linear):
-        return layer(x)
+def trained_linear(x_BHWC: Tensor, layer: nn.Linear) -> Tensor:
+    """Return layer(x), [B, H, W, O]: as torch does it, but in plain training on the CPU."""
+    if not torch.is_grad_enabled() or not is_plain_float32(x_BHWC) or not is_plain_in_training(layer):
+        return layer(x_BHWC)
     if torch.compiler.is_compiling():  # of an autograd function its tracer warns
-        return _opaque_linear(x, layer.weight, layer.bias, "none", "")
-    result: Any = _Linear.apply(x, layer.weight, layer.bias)
+        return _opaque_linear(x_BHWC, layer.weight, layer.bias, "none", "")
+    result: Any = _Linear.apply(x_BHWC, layer.weight, layer.bias)
     return result
 
 
 def onednn_linear(
-    x: Tensor, weight_OC: Tensor, bias: Tensor | None, activation: str = "none", formula: str = ""
+    x: Tensor, weight_OC: Tensor, bias: Tensor | None = None, activation: str = "none", formula: str = ""
 ) -> Tensor:
     """Return activation(x W^T + b) in one pass, without gradients; `activation` is oneDNN's name of it."""
     if torch.compiler.is_compiling():
@@ -46,40 +46,37 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, formula: 
     return x.new_empty((*x.shape[:-1], len(weight)))
 
 
-def _gradients(
-    ctx: Any, gradient: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return those for x, the weight and the bias; `multiply` is a linear layer without a bias."""
-    x, weight_OC = ctx.saved_tensors
-    rows, gradient_rows = x.flatten(0, -2), gradient.flatten(0, -2)
-    for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
-    # The weight's first: oneDNN copies what is transposed, and x's gradient need not be there by then.
-    of_weight = multiply(gradient_rows.T, rows.T) if for_weight else None
-    of_bias = gradient_rows.sum(0) if for_bias else None
-    return multiply(gradient, weight_OC.T) if for_x else None, of_weight, of_bias
-
-
 class _Linear(torch.autograd.Function):
     """x W^T + b with its gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OC: Tensor, bias: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.save_for_backward(x, weight_OC)
+        _keep_for_gradients(ctx, (x, weight_OC))
         return onednn_linear(x, weight_OC, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # Where the gradient's own gradient is asked for, by what has one.
-        multiply = functional.linear if torch.is_grad_enabled() else _multiply
-        return _gradients(ctx, gradient, multiply)
+        # Where the gradient's own gradient is asked for, or many at once, by what knows of both.
+        is_plain = not torch.is_grad_enabled() and not is_transformed()
+        return _gradients(ctx, gradient, onednn_linear if is_plain else functional.linear)
 
 
-def _multiply(x: Tensor, weight_OC: Tensor) -> Tensor:
-    return ONEDNN._linear_pointwise(x, weight_OC, None, "none", [], "")
+def _keep_for_gradients(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None = None) -> None:
+    """Keep x for the weight's gradient and the weight for x's: of a frozen layer nothing stays in memory."""
+    for_x, for_weight, *_ = ctx.needs_input_grad
+    ctx.save_for_backward(inputs[0] if for_weight else None, inputs[1] if for_x else None)
 
 
-def _keep_for_gradients(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
+def _gradients(
+    ctx: Any, gradient: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return those for x, the weight and the bias; `multiply` is a linear layer without a bias."""
+    x, weight_OC = ctx.saved_tensors
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    # The weight's first: oneDNN copies what is transposed, and x's gradient need not be there by then.
+    of_weight = None if x is None else multiply(rows.T, x.reshape(-1, x.shape[-1]).T)
+    of_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
+    return None if weight_OC is None else multiply(gradient, weight_OC.T), of_weight, of_bias
 
 
 def _compiled_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

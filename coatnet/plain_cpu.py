@@ -2,7 +2,10 @@
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as nn_module
+
+_HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
 
 
 def is_plain_float32(x: Tensor) -> bool:
@@ -14,29 +17,41 @@ def is_plain_float32(x: Tensor) -> bool:
         and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+        and not is_transformed()
         and _onednn_is_on()
-        and not (nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)  # pyright: ignore[reportPrivateUsage]
+        and not any(getattr(nn_module, f"_global_{kind}_hooks") for kind in _HOOKS)
     )
 
 
-def is_plain_in_training(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Say whether a module trains, is exactly of torch's own kind, and has whole float32 weights.
+def is_transformed() -> bool:
+    """Say whether torch.func, or forward-mode differentiation, is at work."""
+    level: int = forward_ad._current_level  # pyright: ignore[reportPrivateUsage]
+    return level >= 0 or torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+
+
+def is_plain_in_training(layer: nn.Linear) -> bool:
+    """Say whether a layer trains, is exactly of torch's own kind, and has whole float32 weights on the CPU.
 
     A subclass, as of LoRA or of a quantised model, computes something else; a shard is no plain Parameter.
     """
-    weights = module.parameters(recurse=False)
+    weights = layer.parameters(recurse=False)
     return (
-        type(module) is kind
-        and module.training
-        and not is_watched(module)
-        and all(type(weight) is nn.Parameter and weight.dtype == torch.float32 for weight in weights)
+        type(layer) is nn.Linear
+        and layer.training
+        and not is_watched(layer)
+        and all(type(weight) is nn.Parameter and is_dense_float32(weight) for weight in weights)
     )
 
 
+def is_dense_float32(weight: Tensor) -> bool:
+    """Say whether oneDNN, which asks neither for the device nor for a bias's strides, may have it."""
+    is_dense = weight.is_contiguous() or weight.ndim == 4  # convolutions' weights are laid out anew
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and is_dense
+
+
 def is_watched(module: nn.Module) -> bool:
-    """Say whether the module has hooks: somebody listens, or FSDP gathers its weights in one."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)  # pyright: ignore[reportPrivateUsage]
+    """Say whether the module has hooks, or a `forward` of its own: of a listener, or of FSDP."""
+    return "forward" in vars(module) or any(vars(module)[f"_{kind}_hooks"] for kind in _HOOKS)
 
 
 @torch.compiler.assume_constant_result

@@ -56,7 +56,8 @@ def load_index(store: Store, info: ShardInfo) -> ShardIndex:
             f"its snapshot says {info.num_samples}; build the dataset again"
         )
     labels = table.column("labels").combine_chunks()
-    if not np.all(to_numpy(labels.value_lengths()) == 1):
+    has_null = labels.null_count or labels.flatten().null_count
+    if has_null or not np.all(to_numpy(labels.value_lengths()) == 1):
         raise InputError(
             f"shard {info.path} has samples with no label or several; training needs exactly one each."
         )

@@ -46,6 +46,8 @@ from data.errors import InputError
         # A config.json holds anything: each was a TypeError, or came through and failed in a layer.
         ({"head_size": 1.5}, "head_size is 1.5; it must be a whole number, at least 1"),
         ({"head_size": "32"}, "head_size is '32'"),
+        ({"stem_width": "64"}, "stem_width is '64'"),
+        ({"se_ratio": float("nan")}, "se_ratio is nan; it must be a number"),
         ({"num_classes": True}, "num_classes is True"),
         ({"stem_inner_width": 8.0}, "stem_inner_width is 8.0"),
         ({"widths": (96, None, 384, 768)}, "widths is None"),
