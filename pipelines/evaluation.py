@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.errors import InputError
+from data.shard_index import parquet_table
 from data.store import Store
 
 FORMAT_VERSION = 1
@@ -89,7 +90,7 @@ class EvalReport:
                 f"evaluation report has format {values.get('format_version')!r}, this code reads "
                 f"{FORMAT_VERSION}: evaluate again"
             )
-        table = pq.read_table(io.BytesIO(predictions))
+        table = parquet_table(predictions)
         num_classes = len(values["classes"])
         flat = table["probabilities"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         report = build_report(
