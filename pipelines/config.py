@@ -134,18 +134,13 @@ class Recipe:
         """
         if wrong := sorted(self.model_overrides.keys() & _SET_ELSEWHERE.keys()):
             raise InputError(f"recipe.model_overrides has {wrong[0]}: set {_SET_ELSEWHERE[wrong[0]]} instead")
-        try:
-            return model_config(
-                self.model,
-                num_classes=num_classes,
-                pretrain_image_size_px=self.pretrain.decode.image_size_px,
-                stochastic_depth_rate=self.pretrain.stochastic_depth_rate,
-                **with_tuples(self.model_overrides),
-            )
-        except TypeError as error:  # the overrides alone come without a type
-            raise InputError(
-                f"recipe.model_overrides {self.model_overrides} has a value of the wrong type ({error})"
-            ) from error
+        return model_config(
+            self.model,
+            num_classes=num_classes,
+            pretrain_image_size_px=self.pretrain.decode.image_size_px,
+            stochastic_depth_rate=self.pretrain.stochastic_depth_rate,
+            **with_tuples(self.model_overrides),
+        )
 
     def sharding(self, phase: PhaseConfig) -> ShardingConfig:
         """Return how the images of one phase are sharded."""

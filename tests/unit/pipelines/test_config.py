@@ -50,11 +50,8 @@ def test_overrides_win_over_files_and_files_over_defaults() -> None:
             r"set recipe.pretrain.decode.image_size_px instead",
         ),
         (["--recipe.model_overrides", "{variant: x}"], r"has variant: set recipe.model instead"),
-        (["--recipe.model_overrides", "{widths: 5}"], r"model_overrides \{'widths': 5\} has a value of the"),
-        (
-            ["--recipe.model_overrides", "{head_size: abc}"],
-            r"\{'head_size': 'abc'\} has a value of the wrong",
-        ),
+        (["--recipe.model_overrides", "{widths: 5}"], r"widths is 5; it must be a list"),
+        (["--recipe.model_overrides", "{head_size: abc}"], r"head_size is 'abc'; it must be a whole number"),
         (["--recipe.pretrain.train.epochs", "0"], r"epochs is 0; it must be at least 1"),
         (["--runtime.num_workers", "0"], r"runtime.num_workers is 0"),
         (["--runtime.max_store_wait_s", "600"], r"is 600.0; it must be 0 or more and below 600: ranks wait"),
