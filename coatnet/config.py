@@ -1,9 +1,9 @@
 """Every choice that the paper makes, or leaves open, about a CoAtNet's shape."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from data.errors import InputError
 from data.plain import with_tuples
@@ -108,12 +108,9 @@ class ModelConfig:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        _check_stages(self)
         for name, hint in get_type_hints(ModelConfig).items():
-            if get_origin(hint) is Literal:
-                _check_choice(name, getattr(self, name), get_args(hint))
-            elif hint is bool and not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} is {getattr(self, name)!r}; it must be true or false")
+            _check_kind(name, getattr(self, name), hint)
+        _check_stages(self)
         _check_numbers(self)
         _check_normalisation(self)
 
@@ -139,53 +136,44 @@ class ModelConfig:
         return cls(**with_tuples(values))
 
 
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InputError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+def _check_kind(name: str, value: object, hint: Any) -> None:
+    """Refuse what a field cannot hold: a config.json and overrides hold anything. All integers are counts."""
+    origin, kinds = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in kinds:
+            raise InputError(f"{name} is {value!r}; allowed: {', '.join(kinds)}")
+    elif origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise InputError(f"{name} is {value!r}; it must be a list")
+        for entry in cast(Sequence[object], value):
+            _check_kind(name, entry, kinds[0])
+    elif type(None) in kinds:
+        if value is not None:
+            _check_kind(name, value, kinds[0])
+    else:
+        is_allowed, wanted = _KINDS[hint]
+        if not is_allowed(value):
+            raise InputError(f"{name} is {value!r}; it must be {wanted}")
 
 
-def _check_positive(name: str, value: object) -> None:
-    if type(value) is not int or value < 1:
-        raise InputError(f"{name} is {value!r}; it must be a whole number, at least 1")
-
-
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{name} is {value!r}; it must be a number")
-
-
-def _check_sequence(name: str, value: object) -> None:
-    if not isinstance(value, tuple | list):
-        raise InputError(f"{name} is {value!r}; it must be a list")
+_KINDS: dict[type, tuple[Callable[[Any], bool], str]] = {
+    bool: (lambda value: type(value) is bool, "true or false"),
+    int: (lambda value: type(value) is int and value >= 1, "a whole number, at least 1"),
+    float: (lambda value: type(value) in (int, float) and math.isfinite(value), "a number"),
+    str: (lambda value: isinstance(value, str), "text"),
+}
 
 
 def _check_numbers(config: ModelConfig) -> None:
-    for name in ("stem_depth", "stem_stride", "conv_expansion", "ffn_expansion"):
-        _check_positive(name, getattr(config, name))
-    for name in (
-        "stem_kernel_size",
-        "relative_mlp_hidden",
-        "num_classes",
-        "in_channels",
-        "pretrain_image_size_px",
-    ):
-        _check_positive(name, getattr(config, name))
     if config.stem_kernel_size % 2 == 0 and config.stem_kernel_size != config.stem_stride:
         raise InputError(
             f"stem_kernel_size is {config.stem_kernel_size}; it must be odd, or stem_stride = "
             f"{config.stem_stride} for patches"
         )
-    if config.stem_inner_width is not None:
-        _check_positive("stem_inner_width", config.stem_inner_width)
     for name in ("norm_eps", "transformer_norm_eps"):
         eps = getattr(config, name)
-        if eps is None:
-            continue
-        _check_number(name, eps)
-        if not 0.0 < eps < 1.0:
+        if eps is not None and not 0.0 < eps < 1.0:
             raise InputError(f"{name} is {eps}; it must be between 0 and 1, or None for the usual")
-    for name in ("se_ratio", "layer_scale_init", "stochastic_depth_rate"):
-        _check_number(name, getattr(config, name))
     for name in ("se_ratio", "layer_scale_init"):
         if getattr(config, name) < 0.0:
             raise InputError(f"{name} is {getattr(config, name)}; it must be positive, or 0 for none")
@@ -195,10 +183,6 @@ def _check_numbers(config: ModelConfig) -> None:
 
 def _check_normalisation(config: ModelConfig) -> None:
     mean, std = config.mean, config.std
-    for name, values in (("mean", mean), ("std", std)):
-        _check_sequence(name, values)
-        for value in values:
-            _check_number(name, value)
     if len(mean) != config.in_channels or len(std) != config.in_channels:
         raise InputError(
             f"mean and std have {len(mean)} and {len(std)} entries; "
@@ -211,24 +195,15 @@ def _check_normalisation(config: ModelConfig) -> None:
         )
 
 
-def _check_layout(layout: object) -> None:
-    if not isinstance(layout, str) or not layout or set(layout) - {"C", "T"}:
-        raise InputError(f"layout is {layout!r}; use one letter a stage, C or T, as in CCTT")
-
-
 def _check_stages(config: ModelConfig) -> None:
-    for name in ("stem_width", "head_size"):
-        _check_positive(name, getattr(config, name))
-    _check_layout(config.layout)
+    if not config.layout or set(config.layout) - {"C", "T"}:
+        raise InputError(f"layout is {config.layout!r}; use one letter a stage, C or T, as in CCTT")
     for name in ("widths", "depths", "strides"):
         values = getattr(config, name)
-        _check_sequence(name, values)
         if len(values) != len(config.layout):
             raise InputError(
                 f"{name} has {len(values)} entries; layout {config.layout!r} needs {len(config.layout)}"
             )
-        for value in values:
-            _check_positive(name, value)
     if set(config.strides) - {1, 2}:
         raise InputError(f"strides are {config.strides}; each must be 1 or 2")
     in_widths = (config.stem_width, *config.widths[:-1])

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from coatnet.onednn_linear import ONEDNN, onednn_linear
 from coatnet.plain_cpu import is_dense_float32, is_plain_float32, is_watched
@@ -156,14 +155,3 @@ def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     assert norm.running_var is not None
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return scale, norm.bias.double() - norm.running_mean.double() * scale
-
-
-if torch.backends.mkldnn.is_available():  # FlopCounterMode would count nothing
-
-    @register_flop_formula(ONEDNN._convolution_pointwise)
-    def _convolution_flops(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
-        return conv_flop_count(x, weight, out_shape)
-
-    @register_flop_formula(ONEDNN._linear_pointwise)
-    def _linear_flops(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
-        return 2 * torch.Size(out_shape).numel() * weight[1]

@@ -19,6 +19,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 _NOT_EXPORTED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
+def pytest_configure() -> None:
+    """Refuse what would hang: Ray, started by a test, cannot start workers from a path with spaces."""
+    if " " in sys.prefix:
+        raise pytest.UsageError(f"{sys.prefix} has a space in it: run make test, or the real path's python")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stack:
     """The folder of a local stack that runs."""

@@ -27,11 +27,6 @@ from tests.image_samples import encode, fill, photos, pixels, png
 from tests.small_builds import CONFIG, FILES, append, build, ids, names, rejects
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "dataset"))
-
-
 def test_append_adds_only_what_is_new_and_keeps_what_is_there(tmp_path: Path, dataset: Store) -> None:
     corpus = fill(tmp_path / "corpus", FILES)
     first = build(corpus, dataset)

@@ -17,11 +17,6 @@ from tests.image_samples import fill, photos, png
 from tests.small_builds import CONFIG, FILES, append, build, ids
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "dataset"))
-
-
 def test_append_takes_only_the_named_classes(tmp_path: Path, dataset: Store) -> None:
     config = replace(CONFIG, classes=("dog", "cat"))
     first = build(fill(tmp_path / "corpus", FILES), dataset, config)

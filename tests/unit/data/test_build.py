@@ -29,11 +29,6 @@ from tests.listings import listing_of, records_in
 from tests.small_builds import CONFIG, FILES, append, build, ids, names, rejects
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "dataset"))
-
-
 def test_build_takes_every_image_once(tmp_path: Path, dataset: Store) -> None:
     snapshot = build(fill(tmp_path / "corpus", FILES), dataset)
     assert snapshot.classes == ("cat", "dog")

@@ -20,11 +20,6 @@ from tests.image_samples import fill, png
 from tests.small_builds import CONFIG, FILES, append, build, ids
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "dataset"))
-
-
 def test_building_again_finds_the_snapshot_that_is_there(tmp_path: Path, dataset: Store) -> None:
     """A stage that is killed between the commit and its record runs again."""
     corpus = fill(tmp_path / "corpus", FILES)

@@ -14,11 +14,6 @@ from tests.image_samples import encode, fill, png
 from tests.small_builds import CONFIG, FILES, append, build, names, rejects
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "dataset"))
-
-
 def test_duplicates_go_and_leaks_stop(tmp_path: Path, dataset: Store) -> None:
     twins = {"train/dog/twin.png": FILES["train/dog/003.png"]}
     snapshot = build(fill(tmp_path / "corpus", FILES | twins), dataset)

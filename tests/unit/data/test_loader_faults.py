@@ -16,22 +16,10 @@ from infra.folder_store import FolderStore
 from tests.small_loaders import (
     Dataset,
     Row,
-    cached_dataset,
     decode_threads,
-    epoch_rows,
     real_rows,
     train_loader,
 )
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return cached_dataset(tmp_path_factory.mktemp("dataset"))
-
-
-@pytest.fixture(scope="module")
-def expected(dataset: Dataset) -> list[list[Row]]:
-    return epoch_rows(dataset, 1)
 
 
 def break_samples(monkeypatch: pytest.MonkeyPatch, keys: set[str]) -> None:
@@ -47,11 +35,11 @@ def break_samples(monkeypatch: pytest.MonkeyPatch, keys: set[str]) -> None:
 
 @pytest.mark.parametrize("num_threads", [0, 2])
 def test_a_bad_sample_keeps_its_place(
-    dataset: Dataset, expected: list[list[Row]], monkeypatch: pytest.MonkeyPatch, num_threads: int
+    cached: Dataset, expected: list[list[Row]], monkeypatch: pytest.MonkeyPatch, num_threads: int
 ) -> None:
     bad = {expected[1][0][0], expected[1][9][0], expected[2][5][0]}
     break_samples(monkeypatch, bad)
-    loader = train_loader(dataset, num_threads=num_threads, max_bad_samples=3)
+    loader = train_loader(cached, num_threads=num_threads, max_bad_samples=3)
     batches = [*loader.batches(0), *loader.batches(0)]
     assert [list(batch.keys) for batch in batches[:3]] == [[r[0] for r in b] for b in expected]
     assert [(batch.weights_B == 0).nonzero().flatten().tolist() for batch in batches[:3]] == [[], [0, 9], [5]]
@@ -64,13 +52,13 @@ def test_a_bad_sample_keeps_its_place(
 
 
 def test_too_many_bad_samples_are_fatal(
-    dataset: Dataset, expected: list[list[Row]], monkeypatch: pytest.MonkeyPatch
+    cached: Dataset, expected: list[list[Row]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_samples(monkeypatch, {row[0] for row in expected[0][:3]})
     with pytest.raises(
         TooManyBadSamplesError, match="3 samples cannot be read or decoded, max_bad_samples allows 2"
     ):
-        list(train_loader(dataset, max_bad_samples=2, num_threads=2).batches(0))
+        list(train_loader(cached, max_bad_samples=2, num_threads=2).batches(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,47 +69,45 @@ class FailingStore(FolderStore):
         raise StoreError(f"{path}: the store is gone")
 
 
-def test_a_store_fault_surfaces_and_is_no_bad_sample(dataset: Dataset) -> None:
-    failing = FailingStore(root=dataset[0].root)
-    loader = train_loader(dataset, store=failing, cache=None, num_threads=2)
+def test_a_store_fault_surfaces_and_is_no_bad_sample(cached: Dataset) -> None:
+    failing = FailingStore(root=cached[0].root)
+    loader = train_loader(cached, store=failing, cache=None, num_threads=2)
     with pytest.raises(StoreError, match="the store is gone"):
         list(loader.batches(0))
     assert loader.bad_samples == {}
     assert decode_threads() == set()
 
 
-def test_cache_is_shared_by_later_loaders(dataset: Dataset, tmp_path: Path) -> None:
+def test_cache_is_shared_by_later_loaders(cached: Dataset, tmp_path: Path) -> None:
     """A new process finds the shards on the disk: no download."""
     cache = ShardCache(tmp_path / "cache", 10**9)
-    list(train_loader(dataset, cache=cache).batches(0))
-    failing = FailingStore(root=dataset[0].root)
+    list(train_loader(cached, cache=cache).batches(0))
+    failing = FailingStore(root=cached[0].root)
     assert (
-        len(
-            list(train_loader(dataset, store=failing, cache=ShardCache(tmp_path / "cache", 10**9)).batches(0))
-        )
+        len(list(train_loader(cached, store=failing, cache=ShardCache(tmp_path / "cache", 10**9)).batches(0)))
         == 3
     )
 
 
 def test_a_lost_shard_keeps_its_samples_places(
-    dataset: Dataset, expected: list[list[Row]], tmp_path: Path
+    cached: Dataset, expected: list[list[Row]], tmp_path: Path
 ) -> None:
     """Without it the other samples of an epoch are the same, at the same positions, with the same pixels."""
-    _, snapshot, _ = dataset
+    _, snapshot, _ = cached
     store = FolderStore(root=tmp_path)
-    shutil.copytree(dataset[0].root, store.root, dirs_exist_ok=True)
+    shutil.copytree(cached[0].root, store.root, dirs_exist_ok=True)
     lost, *_ = snapshot.splits["train"]
     gone = {f"{name}" for name in read_index(store, lost)["name"].to_pylist()}
     store.delete(lost.path)
-    loader = train_loader(dataset, store=store, cache=None, num_threads=2, missing_shards="skip")
+    loader = train_loader(cached, store=store, cache=None, num_threads=2, missing_shards="skip")
     assert [real_rows(batch) for batch in loader.batches(0)] == [
         [row for row in step if row[0] not in gone] for step in expected
     ]
     assert set(loader.bad_samples) <= gone
-    few = train_loader(dataset, store=store, cache=None, missing_shards="skip", max_bad_samples=2)
+    few = train_loader(cached, store=store, cache=None, missing_shards="skip", max_bad_samples=2)
     with pytest.raises(TooManyBadSamplesError, match=rf"{lost.path} does not exist"):
         list(few.batches(0))
     with pytest.raises(ObjectNotFoundError, match=rf"{lost.path} does not exist"):
-        list(train_loader(dataset, store=store, cache=None).batches(0))
+        list(train_loader(cached, store=store, cache=None).batches(0))
     with pytest.raises(InputError, match="missing_shards is 'ignore': give 'error' or 'skip'"):
-        train_loader(dataset, missing_shards="ignore")
+        train_loader(cached, missing_shards="ignore")

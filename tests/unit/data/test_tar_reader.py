@@ -20,11 +20,6 @@ from tests.reading_store import CountingStore
 from tests.small_dataset import Dataset, read_all, small_dataset
 
 
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return small_dataset(tmp_path_factory.mktemp("pristine"), num_train=24)
-
-
 def images_in_tars(store: FolderStore, snapshot: Snapshot) -> list[bytes]:
     """Read the images with the standard library, in order."""
     images: list[bytes] = []

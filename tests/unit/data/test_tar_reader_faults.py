@@ -16,11 +16,6 @@ from tests.reading_store import CountingStore
 from tests.small_dataset import Dataset, read_all, small_dataset
 
 
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return small_dataset(tmp_path_factory.mktemp("pristine"), num_train=24)
-
-
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
     """A dataset of the test's own, to be damaged."""
