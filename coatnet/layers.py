@@ -31,11 +31,11 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class BatchNormChannelsLast(nn.BatchNorm2d):
-    """BatchNorm over the channels of a BHWC tensor."""
+    """BatchNorm over the channels of a BNC tensor."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise [B, H, W, C] over B, H and W."""
-        return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        """Normalise [B, N, C] over B and N."""
+        return super().forward(input.mT.unsqueeze(-1)).squeeze(-1).mT
 
 
 def make_norm_2d(kind: NormKind, num_channels: int, eps: float | None) -> nn.Module:
@@ -47,7 +47,7 @@ def make_norm_2d(kind: NormKind, num_channels: int, eps: float | None) -> nn.Mod
 
 
 def make_norm_channels_last(kind: NormKind, num_channels: int, eps: float | None) -> nn.Module:
-    """Return a normalisation of BHWC tensors; no eps: the usual one of its kind."""
+    """Return a normalisation of BNC tensors; no eps: the usual one of its kind."""
     eps = _USUAL_EPS[kind] if eps is None else eps
     if kind == "batch":
         return BatchNormChannelsLast(num_channels, eps=eps, momentum=BATCH_NORM_MOMENTUM)

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from coatnet.compiled_depthwise import depthwise
 from coatnet.config import Activation, ModelConfig
 from coatnet.fused_inference import FusedConvolution, is_fusable
 from coatnet.layers import ACTIVATIONS, Downsample, Pool2d, StochasticDepth, make_norm_2d
@@ -65,7 +66,7 @@ class MBConvBlock(nn.Module):
         else:
             y = self.pool(self.pre_activation(self.pre_norm(x_BCHW)))
             y = self.activation(self.expand_norm(self.expand(y)))
-            y = self.activation(self.depthwise_norm(self.early_se(self.depthwise(y))))
+            y = self.activation(self.depthwise_norm(self.early_se(depthwise(y, self.depthwise))))
         y = self.project(self.se(y))
         return self.shortcut(x_BCHW) + self.stochastic_depth(y)
 

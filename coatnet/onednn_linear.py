@@ -1,7 +1,7 @@
 """Linear layers on the CPU by oneDNN, to which torch gives convolutions; linear layers it gives to MKL.
 
 On two cores of an AMD EPYC of the Zen 5 kind MKL reaches 220 GFLOP/s where oneDNN has 500.
-Shape letters: B batch, H height, W width, C input channels, O output channels.
+Shape letters: C input channels, O output channels.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from coatnet.plain_cpu import is_plain_float32, is_plain_in_training, is_transformed
+from coatnet.plain_cpu import is_plain_float32, is_plain_layer, is_transformed
 
 ONEDNN: Any = torch.ops.mkldnn
 
 
-def trained_linear(x_BHWC: Tensor, layer: nn.Linear) -> Tensor:
-    """Return layer(x), [B, H, W, O]: as torch does it, but in plain training on the CPU."""
-    if not torch.is_grad_enabled() or not is_plain_float32(x_BHWC) or not is_plain_in_training(layer):
-        return layer(x_BHWC)
+def trained_linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """Return layer(x), [..., O]: as torch does it, but in plain training on the CPU."""
+    is_plain = is_plain_float32(x) and is_plain_layer(layer, nn.Linear)
+    if not torch.is_grad_enabled() or not is_plain:
+        return layer(x)
     if torch.compiler.is_compiling():  # of an autograd function its tracer warns
-        return _opaque_linear(x_BHWC, layer.weight, layer.bias, "none", "")
-    result: Any = _Linear.apply(x_BHWC, layer.weight, layer.bias)
+        return _opaque_linear(x, layer.weight, layer.bias, "none", "")
+    result: Any = _Linear.apply(x, layer.weight, layer.bias)
     return result
 
 

@@ -29,14 +29,14 @@ def is_transformed() -> bool:
     return level >= 0 or torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
 
 
-def is_plain_in_training(layer: nn.Linear) -> bool:
-    """Say whether a layer trains, is exactly of torch's own kind, and has whole float32 weights on the CPU.
+def is_plain_layer(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Say whether a layer trains, is of torch's own kind, and has whole float32 weights on the CPU.
 
     A subclass, as of LoRA or of a quantised model, computes something else; a shard is no plain Parameter.
     """
     weights = layer.parameters(recurse=False)
     return (
-        type(layer) is nn.Linear
+        type(layer) is kind
         and layer.training
         and not is_watched(layer)
         and all(type(weight) is nn.Parameter and is_dense_float32(weight) for weight in weights)

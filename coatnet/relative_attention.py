@@ -128,8 +128,9 @@ class RelativeAttentionLayer(nn.Module):
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """Map [B, H, W, C_in] to [B, H, W, C_out]."""
         batch, height, width, _ = x_BHWC.shape
-        project = linear if is_fusable(x_BHWC, self.qkv, self.project) else trained_linear
-        qkv = project(x_BHWC, self.qkv).view(batch, height * width, 3, self.num_heads, self.head_size)
+        x_BNC = x_BHWC.flatten(1, 2)
+        project = linear if is_fusable(x_BNC, self.qkv, self.project) else trained_linear
+        qkv = project(x_BNC, self.qkv).view(batch, height * width, 3, self.num_heads, self.head_size)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         bias = self.bias(height, width, q.dtype) if self.bias is not None else None
         out = _attend(q, k, v, bias if self.kind == "pre" else None)
@@ -137,14 +138,15 @@ class RelativeAttentionLayer(nn.Module):
             out = out + bias @ v
         if torch.compiler.is_exporting():
             out = out.contiguous()  # else the fused CPU kernel's memory layout becomes part of the graph
-        return project(out.transpose(1, 2).reshape(batch, height, width, -1), self.project)
+        y_BNC = project(out.transpose(1, 2).flatten(2), self.project)
+        return y_BNC.view(batch, height, width, -1)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Return softmax(q.k / sqrt(d) + bias).v, [B, h, N, d] as q, k and v are; the bias is [h, N, N]."""
     is_precise = q.dtype in (torch.float32, torch.float64)  # in less the softmax would not be float32
-    is_eager_cpu = q.device.type == "cpu" and not torch.compiler.is_compiling()
-    if bias is not None and bias.requires_grad and is_eager_cpu and is_precise:
+    is_cpu = q.device.type == "cpu"
+    if bias is not None and bias.requires_grad and is_cpu and is_precise:
         # No fused CPU kernel has a gradient of the mask, and torch's own single steps also look for rows
         # of nothing but -inf, which a bias never makes.
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3) + bias

@@ -19,11 +19,11 @@ class FeedForward(nn.Module):
         self.activation = nn.GELU()
         self.project = nn.Linear(expansion * width, width)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        """Map [B, H, W, C] to the same shape."""
-        if is_fusable(x_BHWC, self.expand, self.activation, self.project):
-            return linear(linear(x_BHWC, self.expand, self.activation), self.project)
-        hidden = self.activation(trained_linear(x_BHWC, self.expand))
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., C] to the same shape."""
+        if is_fusable(x, self.expand, self.activation, self.project):
+            return linear(linear(x, self.expand, self.activation), self.project)
+        hidden = self.activation(trained_linear(x, self.expand))
         return trained_linear(hidden, self.project)
 
 
@@ -31,7 +31,9 @@ class TransformerBlock(nn.Module):
     """x + Attention(Norm(x)), then x + FFN(Norm(x)).
 
     A downsampling block pools on both branches: Proj(Pool(x)) + Attention(Pool(Norm(x))).
-    The tensors between blocks are BCHW in channels_last memory, so the permutes here are free.
+    The tensors between blocks are BCHW in channels_last memory, so the permutes here are free. In a block
+    they are BNC, N = H W: of four dimensions the compiler takes the second for the channels, and lays out
+    anew what the backward pass needs.
     """
 
     def __init__(
@@ -68,13 +70,16 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map [B, C_in, H, W] to [B, C_out, ceil(H / stride), ceil(W / stride)]."""
-        shortcut = self.shortcut(x_BCHW).permute(0, 2, 3, 1)
-        y = self.attention_norm(x_BCHW.permute(0, 2, 3, 1))
+        x_BHWC = x_BCHW.permute(0, 2, 3, 1)
+        y = self.attention_norm(x_BHWC.flatten(1, 2)).view(x_BHWC.shape)
         if self.stride > 1:
             y = pool_2d(y.permute(0, 3, 1, 2), self.stride, self.pool).permute(0, 2, 3, 1)
-        x = shortcut + self.stochastic_depth(self.attention_scale(self.attention(y)))
-        x = x + self.stochastic_depth(self.ffn_scale(self.ffn(self.ffn_norm(x))))
-        return x.permute(0, 3, 1, 2)
+        y_BNC = self.attention(y).flatten(1, 2)
+        shortcut_BCHW = self.shortcut(x_BCHW)
+        x_BNC = shortcut_BCHW.permute(0, 2, 3, 1).flatten(1, 2)
+        x_BNC = x_BNC + self.stochastic_depth(self.attention_scale(y_BNC))
+        x_BNC = x_BNC + self.stochastic_depth(self.ffn_scale(self.ffn(self.ffn_norm(x_BNC))))
+        return x_BNC.mT.view(shortcut_BCHW.shape)
 
 
 def _make_mlp(config: ModelConfig, num_heads: int) -> RelativeMlp | None:

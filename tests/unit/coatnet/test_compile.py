@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from coatnet import CoAtNet
+from coatnet.compiled_depthwise import depthwise
+from coatnet.mbconv import MBConvBlock
 from coatnet.relative_attention import RelativeAttentionLayer
 from coatnet.transformer import FeedForward
 from tests.tiny_coatnet import TINY
@@ -62,6 +64,47 @@ def test_the_graph_of_eval_folds_norms_and_activations() -> None:
     num_linear = sum("coatnet.linear" in target for target in called)
     assert num_linear == sum(isinstance(m, RelativeAttentionLayer | FeedForward) for m in model.modules()) * 2
     assert not any("batch_norm" in target or "gelu" in target for target in called)
+
+
+def test_the_graph_of_training_is_laid_out_as_the_memory_is() -> None:
+    """The compiler laid out a depthwise convolution's input in an order that the convolution had to undo, and
+    took the second dimension of [B, H, W, C] for the channels: compiled training was slower than eager."""
+    called: list[tuple[str, int]] = []
+
+    def note(graph: GraphModule, _: list[Tensor]) -> GraphModule:
+        for node in graph.graph.nodes:
+            if "coatnet." in str(node.target):
+                called.append((str(node.target), node.args[0].meta["example_value"].ndim))
+        return graph
+
+    model = CoAtNet(CONFIG)
+    logits = torch.compile(model, fullgraph=True, backend=note)(torch.randn(2, 3, 64, 64))
+    logits.square().sum().backward()
+    num_depthwise = sum(isinstance(module, MBConvBlock) for module in model.modules())
+    num_linear = sum(isinstance(m, RelativeAttentionLayer | FeedForward) for m in model.modules()) * 2
+    assert (
+        sorted(called)
+        == [("coatnet.depthwise.default", 4)] * num_depthwise + [("coatnet.linear.default", 3)] * num_linear
+    )
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_depthwise_convolution_and_its_gradients(
+    memory_format: torch.memory_format, stride: int, frozen: bool
+) -> None:
+    layer = nn.Conv2d(8, 8, 3, stride=stride, padding=1, groups=8, bias=False).to(memory_format=memory_format)
+    layer.requires_grad_(not frozen)
+    x = torch.randn(2, 8, 9, 12).contiguous(memory_format=memory_format).requires_grad_()
+    found: list[tuple[Tensor, ...]] = []
+    for call in (torch.compile(depthwise, fullgraph=True, backend="aot_eager"), depthwise):
+        y = call(x, layer)
+        found.append(
+            (y, *torch.autograd.grad(y.square().sum(), [x, *(() if frozen else layer.parameters())]))
+        )
+    torch.testing.assert_close(*found)
+    assert [tensor.stride() for tensor in found[0]] == [tensor.stride() for tensor in found[1]]
 
 
 @pytest.mark.slow
