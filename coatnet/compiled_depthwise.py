@@ -15,11 +15,23 @@ from coatnet.plain_cpu import is_plain_float32, is_plain_layer
 
 
 def depthwise(x_BCHW: Tensor, convolution: nn.Conv2d) -> Tensor:
-    """Return convolution(x). It must be a depthwise one, without bias, padded by zeros."""
-    is_compiled = torch.compiler.is_compiling() and torch.is_grad_enabled()
-    if not is_compiled or not is_plain_float32(x_BCHW) or not is_plain_layer(convolution, nn.Conv2d):
+    """Return convolution(x). It must be a depthwise one without a bias."""
+    padding = convolution.padding
+    if not torch.compiler.is_compiling() or isinstance(padding, str) or not _is_trained(x_BCHW, convolution):
         return convolution(x_BCHW)
-    return _opaque(x_BCHW, convolution.weight, list(convolution.stride), [*map(int, convolution.padding)])
+    return _opaque(x_BCHW, convolution.weight, list(convolution.stride), list(padding))
+
+
+def _is_trained(x_BCHW: Tensor, convolution: nn.Conv2d) -> bool:
+    """Say whether both gradients are asked for, of a plain convolution."""
+    return (
+        torch.is_grad_enabled()
+        and x_BCHW.requires_grad
+        and convolution.weight.requires_grad
+        and is_plain_float32(x_BCHW)
+        and is_plain_layer(convolution, nn.Conv2d)
+        and (convolution.dilation, convolution.padding_mode) == ((1, 1), "zeros")
+    )
 
 
 @torch.library.custom_op("coatnet::depthwise", mutates_args=())
@@ -29,6 +41,12 @@ def _opaque(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) ->
 
 @torch.library.custom_op("coatnet::depthwise_gradients", mutates_args=())
 def _opaque_gradients(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]
+) -> tuple[Tensor, Tensor]:
+    return _convolution_backward(gradient, x, weight, stride, padding)
+
+
+def _convolution_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]
 ) -> tuple[Tensor, Tensor]:
     geometry = (stride, padding, [1, 1], False, [0, 0], len(weight))
@@ -43,11 +61,7 @@ def _(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tenso
     return F.conv2d(x, weight, None, stride, padding, 1, len(weight))
 
 
-@_opaque_gradients.register_fake
-def _(
-    gradient: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(weight)
+_opaque_gradients.register_fake(_convolution_backward)  # which knows the layout of what it returns
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

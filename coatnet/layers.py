@@ -1,6 +1,6 @@
 """Small parts that MBConv and transformer blocks share.
 
-Shape letters: B batch, C channels, H height, W width.
+Shape letters: B batch, C channels, H height, W width, N = H W positions.
 """
 
 import torch
@@ -35,7 +35,9 @@ class BatchNormChannelsLast(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [B, N, C] over B and N."""
-        return super().forward(input.mT.unsqueeze(-1)).squeeze(-1).mT
+        # As [B, C, 1, N]: of [B, C, N, 1] torch's gradients are wrong on the CPU where it and its gradient
+        # lie in memory in different orders.
+        return super().forward(input.mT.unsqueeze(2)).squeeze(2).mT
 
 
 def make_norm_2d(kind: NormKind, num_channels: int, eps: float | None) -> nn.Module:

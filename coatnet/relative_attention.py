@@ -145,8 +145,8 @@ class RelativeAttentionLayer(nn.Module):
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Return softmax(q.k / sqrt(d) + bias).v, [B, h, N, d] as q, k and v are; the bias is [h, N, N]."""
     is_precise = q.dtype in (torch.float32, torch.float64)  # in less the softmax would not be float32
-    is_cpu = q.device.type == "cpu"
-    if bias is not None and bias.requires_grad and is_cpu and is_precise:
+    is_cpu_training = q.device.type == "cpu" and not torch.compiler.is_exporting()
+    if bias is not None and bias.requires_grad and is_cpu_training and is_precise:
         # No fused CPU kernel has a gradient of the mask, and torch's own single steps also look for rows
         # of nothing but -inf, which a bias never makes.
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3) + bias

@@ -94,9 +94,23 @@ def test_each_kind_of_norm_has_its_usual_epsilon(kind: Any, eps: float) -> None:
     assert make_norm_2d(kind, 4, 1e-6).eps == 1e-6
 
 
-def test_batch_norm_of_channels_last_tensors_is_the_same_function() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(2, 3, 5, 4)
-    expected = make_norm_2d("batch", 4, None)(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    found = make_norm_channels_last("batch", 4, None)(x.flatten(1, 2))
-    torch.testing.assert_close(found, expected.flatten(1, 2))
+@pytest.mark.parametrize("is_x_BCN", [False, True])
+@pytest.mark.parametrize("is_gradient_BCN", [False, True])
+def test_batch_norm_of_channels_last_tensors_and_its_gradients(is_x_BCN: bool, is_gradient_BCN: bool) -> None:
+    """Of [B, C, N, 1], which lies in memory in two orders at once, torch's gradients are wrong."""
+
+    def lying(is_BCN: bool) -> Tensor:
+        return torch.randn(2, 4, 15).mT if is_BCN else torch.randn(2, 15, 4)
+
+    x, gradient = lying(is_x_BCN).requires_grad_(), lying(is_gradient_BCN)
+    norm = make_norm_channels_last("batch", 4, None)
+    leaves = [x, *norm.parameters()]
+    with torch.no_grad():
+        for weight in norm.parameters():
+            weight.normal_()
+    y = norm(x)
+    rows = x.reshape(-1, 4)
+    expected = F.batch_norm(rows, None, None, *norm.parameters(), training=True, eps=1e-3).view(y.shape)
+    torch.testing.assert_close(y, expected)
+    found = [torch.autograd.grad(output, leaves, gradient) for output in (y, expected)]
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)

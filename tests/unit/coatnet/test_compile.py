@@ -1,6 +1,7 @@
 """`torch.compile` takes the whole model as one graph, and that graph follows the weights."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from coatnet.relative_attention import RelativeAttentionLayer
 from coatnet.transformer import FeedForward
 from tests.tiny_coatnet import TINY
 
+OPERATIONS: Any = torch.ops.coatnet
 CONFIG = replace(TINY, stochastic_depth_rate=0.2)
 
 
@@ -73,6 +75,7 @@ def test_the_graph_of_training_is_laid_out_as_the_memory_is() -> None:
 
     def note(graph: GraphModule, _: list[Tensor]) -> GraphModule:
         for node in graph.graph.nodes:
+            assert "scaled_dot_product" not in str(node.target)  # its single steps look for rows of -inf
             if "coatnet." in str(node.target):
                 called.append((str(node.target), node.args[0].meta["example_value"].ndim))
         return graph
@@ -88,23 +91,48 @@ def test_the_graph_of_training_is_laid_out_as_the_memory_is() -> None:
     )
 
 
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+FORMATS = (torch.channels_last, torch.contiguous_format)
+
+
+@pytest.mark.parametrize("of_x", FORMATS)
+@pytest.mark.parametrize("of_weight", FORMATS)
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("frozen", [False, True])
 def test_a_depthwise_convolution_and_its_gradients(
-    memory_format: torch.memory_format, stride: int, frozen: bool
+    of_x: torch.memory_format, of_weight: torch.memory_format, stride: int
 ) -> None:
-    layer = nn.Conv2d(8, 8, 3, stride=stride, padding=1, groups=8, bias=False).to(memory_format=memory_format)
-    layer.requires_grad_(not frozen)
-    x = torch.randn(2, 8, 9, 12).contiguous(memory_format=memory_format).requires_grad_()
+    layer = nn.Conv2d(8, 8, 3, stride=stride, padding=1, groups=8, bias=False).to(memory_format=of_weight)
+    x = torch.randn(2, 8, 9, 12).contiguous(memory_format=of_x).requires_grad_()
     found: list[tuple[Tensor, ...]] = []
     for call in (torch.compile(depthwise, fullgraph=True, backend="aot_eager"), depthwise):
         y = call(x, layer)
-        found.append(
-            (y, *torch.autograd.grad(y.square().sum(), [x, *(() if frozen else layer.parameters())]))
-        )
+        found.append((y, *torch.autograd.grad(y.square().sum(), [x, layer.weight])))
     torch.testing.assert_close(*found)
-    assert [tensor.stride() for tensor in found[0]] == [tensor.stride() for tensor in found[1]]
+    geometry = ([stride, stride], [1, 1])
+    # Compares the strides that the compiler counts on with those that come.
+    torch.library.opcheck(OPERATIONS.depthwise.default, (x, layer.weight, *geometry))
+    gradients = (torch.randn_like(found[0][0]), x.detach(), layer.weight.detach())
+    torch.library.opcheck(OPERATIONS.depthwise_gradients.default, (*gradients, *geometry))
+
+
+@pytest.mark.parametrize("what", ["frozen", "dilated", "reflecting", "eval", "no gradient"])
+def test_another_depthwise_convolution_is_torchs_own(what: str) -> None:
+    layer = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+    layer.requires_grad_(what != "frozen").train(what != "eval")
+    if what == "dilated":
+        layer.dilation = (2, 2)
+    if what == "reflecting":
+        layer = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False, padding_mode="reflect")
+    called: list[str] = []
+
+    def note(graph: GraphModule, _: list[Tensor]) -> GraphModule:
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    x = torch.randn(2, 8, 9, 12, requires_grad=True)
+    with torch.set_grad_enabled(what != "no gradient"):
+        torch.testing.assert_close(torch.compile(depthwise, backend=note)(x, layer), layer(x))
+    assert called
+    assert not any("coatnet" in target for target in called)
 
 
 @pytest.mark.slow
