@@ -153,4 +153,5 @@ def test_inductor_computes_the_same(is_training: bool) -> None:
         parameters = list(model.parameters()) if is_training else []
         gradients = torch.autograd.grad(logits.square().sum(), parameters) if is_training else ()
         results.append((logits, *gradients))
-    torch.testing.assert_close(*results, atol=1e-3, rtol=1e-3)
+    tolerance = 1e-3 if is_training else 1e-4
+    torch.testing.assert_close(*results, atol=tolerance, rtol=tolerance)
