@@ -34,16 +34,8 @@ def _is_trained(x_BCHW: Tensor, convolution: nn.Conv2d) -> bool:
     )
 
 
-@torch.library.custom_op("coatnet::depthwise", mutates_args=())
-def _opaque(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
     return F.conv2d(x, weight, None, stride, padding, 1, len(weight))
-
-
-@torch.library.custom_op("coatnet::depthwise_gradients", mutates_args=())
-def _opaque_gradients(
-    gradient: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]
-) -> tuple[Tensor, Tensor]:
-    return _convolution_backward(gradient, x, weight, stride, padding)
 
 
 def _convolution_backward(
@@ -56,12 +48,13 @@ def _convolution_backward(
     return of_x, of_weight
 
 
-@_opaque.register_fake
-def _(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
-    return F.conv2d(x, weight, None, stride, padding, 1, len(weight))
-
-
-_opaque_gradients.register_fake(_convolution_backward)  # which knows the layout of what it returns
+_opaque = torch.library.custom_op("coatnet::depthwise", _convolve, mutates_args=())
+_opaque_gradients = torch.library.custom_op(
+    "coatnet::depthwise_gradients", _convolution_backward, mutates_args=()
+)
+# torch's own operations know the layouts of what they return, also of tensors without values.
+_opaque.register_fake(_convolve)
+_opaque_gradients.register_fake(_convolution_backward)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
