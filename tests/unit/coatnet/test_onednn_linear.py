@@ -121,6 +121,13 @@ def test_forward_mode_differentiation() -> None:
     torch.testing.assert_close(*tangents)
 
 
+@pytest.mark.parametrize(("vendor", "expected"), [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_the_processors_maker_decides(vendor: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn_linear.Path, "read_text", lambda _: f"vendor_id\t: {vendor}\n")
+    is_amd: Any = vars(onednn_linear)["_is_amd"]
+    assert is_amd.__wrapped__() is expected  # what it remembers stays
+
+
 def test_a_block_trains_by_onednn_alone() -> None:
     """MKL, which torch hands linear layers to, has less than half of oneDNN's speed on AMD's Zen 5."""
     block = TransformerBlock(TINY, 16, 16, stride=1, drop_rate=0.0, grid_size=4).train()
