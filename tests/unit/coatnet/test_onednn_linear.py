@@ -1,6 +1,7 @@
 """A linear layer that oneDNN computes is still that linear layer."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,7 +124,10 @@ def test_forward_mode_differentiation() -> None:
 
 @pytest.mark.parametrize(("vendor", "expected"), [("AuthenticAMD", True), ("GenuineIntel", False)])
 def test_the_processors_maker_decides(vendor: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onednn_linear.Path, "read_text", lambda _: f"vendor_id\t: {vendor}\n")
+    def read_text(_: Path) -> str:
+        return f"vendor_id\t: {vendor}\n"
+
+    monkeypatch.setattr(Path, "read_text", read_text)
     is_amd: Any = vars(onednn_linear)["_is_amd"]
     assert is_amd.__wrapped__() is expected  # what it remembers stays
 
