@@ -4,8 +4,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from operator import attrgetter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ from data.image_check import BadImageError, CheckedImage, ImageLimits, check_ima
 from data.record_fetch import fetch_in_order
 from data.shard_index import INDEX_SCHEMA, parquet_bytes, put_adopted_index, read_index
 from data.shard_plan import ShardPlan
+from data.stable_hash import digest_rows
 from data.store import ImageSource, ObjectNotFoundError, Store, StoreError
 from data.tar_write import TarWriter
 from data.temporary_folder import temporary_folder
-from data.types import Record, Reject, Sample, ShardInfo
+from data.types import Record, Reject, ShardInfo
 from data.webdataset_key import escape_key
 
 # Raise it when the bytes written for the same input change.
@@ -29,8 +29,7 @@ SHARD_FORMAT_VERSION = 5
 CODECS = (PIL.__version__, simplejpeg.__version__)
 """They make the bytes of re-encoded images, and the pixels that perceptual hashes are of."""
 
-_all_of_record = attrgetter(*(field.name for field in fields(Record)))
-_JSON_SEPARATORS = (",", ":")
+_JSON = json.JSONEncoder(separators=(",", ":"))  # `json.dumps` would make one for each image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +52,11 @@ def write_shard(plan: ShardPlan, *, corpus: ImageSource, dataset: Store, limits:
     KEY.json with the original name. A plan finished before, by whichever process, is not read
     again. Raises `StoreError` where a store fails or an image changes size while it is read.
     """
-    records = plan.records
-    receipt_path = _receipt_path(plan, records, corpus, limits)
+    receipt_path = _receipt_path(plan, corpus, limits)
     finished = _read_receipt(dataset, receipt_path)
     if finished is not None:
         return finished
+    records = plan.records
     class_index = {name: index for index, name in enumerate(plan.classes)}
     rows: list[dict[str, Any]] = []
     rejects: list[Reject] = []
@@ -181,16 +180,8 @@ def _add_sample(
     tar: TarWriter, record: Record, image: CheckedImage, class_index: Mapping[str, int]
 ) -> dict[str, Any]:
     """Append the sample's members and return its index row."""
-    sample = Sample(
-        key=record.key,
-        image_bytes=image.image_bytes,
-        extension=image.extension,
-        labels=tuple(class_index[label] for label in record.labels),
-        width=image.width,
-        height=image.height,
-        crc32c=google_crc32c.value(image.image_bytes),
-        sha256=hashlib.sha256(image.image_bytes).hexdigest(),
-    )
+    content, extension = image.image_bytes, image.extension
+    labels = [class_index[label] for label in record.labels]
     key = escape_key(record.key)
     # All of the index that the members do not say otherwise: equal tars have equal indexes.
     about = {
@@ -198,15 +189,15 @@ def _add_sample(
         "width": image.original.width, "height": image.original.height, "mode": image.original.mode,
         "exif_orientation": image.original.exif_orientation, "perceptual_hash": image.perceptual_hash,
     }  # fmt: skip
-    members = [(f"{key}.{sample.extension}", sample.image_bytes)]
-    if len(sample.labels) == 1:
-        members.append((f"{key}.cls", str(sample.labels[0]).encode()))
-    members.append((f"{key}.json", json.dumps(about, separators=_JSON_SEPARATORS).encode()))
+    members = [(f"{key}.{extension}", content)]
+    if len(labels) == 1:
+        members.append((f"{key}.cls", str(labels[0]).encode()))
+    members.append((f"{key}.json", _JSON.encode(about).encode()))
     offset = tar.add(members)[0]
     return {
-        "key": key, "name": record.key, "path": record.path, "offset": offset,
-        "size": len(sample.image_bytes), "extension": sample.extension, "labels": list(sample.labels),
-        "width": sample.width, "height": sample.height, "crc32c": sample.crc32c, "sha256": sample.sha256,
+        "key": key, "name": record.key, "path": record.path, "offset": offset, "size": len(content),
+        "extension": extension, "labels": labels, "width": image.width, "height": image.height,
+        "crc32c": google_crc32c.value(content), "sha256": hashlib.sha256(content).hexdigest(),
         "reencoded": image.reencoded, "original_width": image.original.width,
         "original_height": image.original.height, "original_mode": image.original.mode,
         "exif_orientation": image.original.exif_orientation, "perceptual_hash": image.perceptual_hash,
@@ -228,13 +219,12 @@ def _publish(
     )  # fmt: skip
 
 
-def _receipt_path(
-    plan: ShardPlan, records: Iterable[Record], corpus: ImageSource, limits: ImageLimits
-) -> str:
+def _receipt_path(plan: ShardPlan, corpus: ImageSource, limits: ImageLimits) -> str:
     """Name all that the result depends on."""
-    rows = [_all_of_record(record) for record in records]  # asdict takes longer than a decode
+    rows = b"".join(digests.astype("<u8").tobytes() for digests in digest_rows(plan.rows.columns))
     identity = [
-        SHARD_FORMAT_VERSION, CODECS, corpus.uri, asdict(limits), plan.split, plan.classes, rows,
+        SHARD_FORMAT_VERSION, CODECS, corpus.uri, asdict(limits), plan.split, plan.classes,
+        hashlib.sha256(rows).hexdigest(),
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return f"receipts/{digest[:32]}.json"

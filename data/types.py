@@ -30,23 +30,6 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One validated image as it stands in a shard."""
-
-    key: str
-    """The record's key, unescaped."""
-    image_bytes: bytes
-    extension: str
-    """`png` or `jpg`."""
-    labels: tuple[int, ...]
-    """Class indices into `Snapshot.classes`."""
-    width: int
-    height: int
-    crc32c: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
     """One record that was left out, and why."""
 

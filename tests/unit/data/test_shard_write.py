@@ -5,6 +5,7 @@ import tarfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import google_crc32c
 import pytest
@@ -20,6 +21,7 @@ from data.shard_plan import ShardPlan, ShardPlans
 from data.shard_write import ShardResult, rewrite_shard, write_shard
 from data.sharding_config import ShardingConfig
 from data.store import ObjectNotFoundError, Store, StoreError
+from data.types import Record
 from infra.store import open_store
 from tests.image_samples import fill, jpeg, photos, png
 from tests.listings import listing_of, records_in
@@ -180,6 +182,37 @@ def test_finished_plan_is_not_read_again(tmp_path: Path) -> None:
     fill(tmp_path / "corpus", photos("a", 5, 0) | {"a/bad.png": b"no"})
     back = write_shard(plan, corpus=corpus, dataset=dataset, limits=ImageLimits())
     assert back == first, "files that were missing are looked for again"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": "a/other.png"},
+        {"labels": ("b",)},
+        {"etag": "changed"},
+        {"size_bytes": 7},
+        {"offset": 512},
+        {"path": "a/moved.png"},
+        {"split": "eval"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_plan_with_a_changed_record_is_another_plan(tmp_path: Path, change: dict[str, Any]) -> None:
+    """A receipt found for it would name a shard of what the corpus held before."""
+    corpus = fill(tmp_path / "corpus", photos("a", 3, 0))
+    dataset = open_store(str(tmp_path / "dataset"))
+    first, *rest = plan_of(corpus).records
+
+    def receipts(*records: Record) -> set[str]:
+        plan = ShardPlan(split="train", rows=batch_of(records), classes=("a", "b"))
+        write_shard(plan, corpus=corpus, dataset=dataset, limits=ImageLimits(max_bytes=1))
+        return set(objects(dataset, "receipts"))
+
+    before = receipts(first, *rest)
+    assert len(before) == 1
+    assert receipts(first, *rest) == before
+    assert len(receipts(replace(first, **change), *rest)) == 2
+    assert len(receipts(*rest, first)) == 3, "the order of the samples is the order in the tar"
 
 
 def test_rewriting_drops_samples_and_keeps_the_rest_readable(tmp_path: Path) -> None:
