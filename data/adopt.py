@@ -21,7 +21,7 @@ from data.lease import Lease, building
 from data.list_corpus import collect
 from data.listing import LISTING_SCHEMA
 from data.near_duplicate_drop import settle_near_duplicates
-from data.shard_index import get_parquet, put_adopted_index
+from data.shard_index import get_parquet, put_index
 from data.shard_write import ShardResult
 from data.sharding_config import DuplicatePolicy
 from data.snapshot import (
@@ -226,9 +226,9 @@ def _index(
         row["labels"] = [place[_class_name(one, label, names)] for label in row["labels"]]
     info = None
     if rows:
-        info = put_adopted_index(
-            dataset, one.split, rows, path=one.path, size_bytes=one.size_bytes, crc32c=one.crc32c,
-            sha256=one.sha256,
+        info = put_index(
+            dataset, f"indexes/{one.split}", rows, path=one.path, size_bytes=one.size_bytes,
+            crc32c=one.crc32c, sha256=one.sha256,
         )  # fmt: skip
     return ShardResult(
         info=info, split=one.split, rejects=one.rejects, num_images=len(rows) + len(one.rejects),
@@ -241,16 +241,28 @@ def _table(dataset: Store, one: ScannedTar) -> Table:
 
 
 def _class_name(one: ScannedTar, label: str, names: Sequence[str] | None) -> str:
-    if names is None or label in names:
+    """Name a label's class: with a list a number is a place in it, also where the names are numbers."""
+    if names is None:
         return label
-    if label.isascii() and label.isdigit() and int(label) < len(names):
-        return names[int(label)]
+    if _is_number(label):
+        digits = label.lstrip("0") or "0"
+        if len(digits) <= len(str(len(names))) and int(digits) < len(names):
+            return names[int(digits)]
+    elif label in names:
+        return label
     raise InputError(
-        f"tar {one.path!r} has the label {label!r}; with {len(names)} classes a label is a name of them "
-        f"or 0 to {len(names) - 1}: correct the classes file, or --label"
+        f"tar {one.path!r} has the label {label[:200]!r}; with {len(names)} classes a label is a name of "
+        f"them or 0 to {len(names) - 1}: correct the classes file, or --label"
     )
 
 
-def _by_number_or_name(name: str) -> tuple[int, str]:
+def _is_number(label: str) -> bool:
+    return label.isascii() and label.isdigit()
+
+
+def _by_number_or_name(name: str) -> tuple[int, str, str]:
     """Sort numbers as numbers: a label's place is then the number itself where none is missing."""
-    return (int(name), "") if name.isascii() and name.isdigit() else (-1, name)
+    if not _is_number(name):
+        return -1, name, ""
+    digits = name.lstrip("0")  # not `int`: it refuses thousands of digits; `name` tells "1" from "01"
+    return len(digits), digits, name

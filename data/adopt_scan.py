@@ -28,7 +28,7 @@ from data.store import ObjectNotFoundError, Store, StoreError
 from data.temporary_folder import temporary_folder
 from data.types import Reject
 
-_SCAN_VERSION = 2
+_SCAN_VERSION = 3
 _CHUNK_BYTES = 1 << 20
 _SCAN_SCHEMA: Any = INDEX_SCHEMA.set(
     INDEX_SCHEMA.get_field_index("labels"), pa.field("labels", pa.list_(pa.string()))
@@ -125,8 +125,11 @@ def _samples(plan: TarPlan, local: Path) -> Iterator[dict[str, Any] | Reject]:
         )  # fmt: skip
         batches = scan_samples(span, store=file, image_extension=plan.image_extension)
         for row in (row for batch in batches for row in batch.to_pylist()):
-            content = file.get_range(plan.path, row["offset"], row["size_bytes"])
             try:
+                if row["size_bytes"] > plan.limits.max_bytes:  # before it fills the memory
+                    detail = f"{row['size_bytes']} bytes, allowed {plan.limits.max_bytes}"
+                    raise BadImageError("too_large", detail)
+                content = file.get_range(plan.path, row["offset"], row["size_bytes"])
                 yield _index_row(plan, row, content)
             except BadImageError as error:
                 yield Reject(

@@ -110,9 +110,9 @@ def read_index(dataset: Store, shard: ShardInfo) -> Table:
     return parquet_table(content)
 
 
-def put_adopted_index(
+def put_index(
     dataset: Store,
-    split: str,
+    place: str,
     rows: Sequence[dict[str, Any]],
     *,
     path: str,
@@ -120,10 +120,14 @@ def put_adopted_index(
     crc32c: int,
     sha256: str,
 ) -> ShardInfo:
-    """Write the index of a tar that is not ours, which lies at `path`, and return it as a shard."""
+    """Write the index of the tar at `path` as `{place}-HASH.parquet` and return both as a shard.
+
+    The hash is the index's own: another version of pyarrow writes the same rows as other bytes, which under
+    the tar's name would take the place of an index that a snapshot names by its sha256.
+    """
     content = parquet_bytes(rows, INDEX_SCHEMA)
     index_sha256 = hashlib.sha256(content).hexdigest()
-    index_path = f"indexes/{split}-{index_sha256[:16]}.parquet"
+    index_path = f"{place}-{index_sha256[:16]}.parquet"
     dataset.put(index_path, content)
     return ShardInfo(
         path=path, index_path=index_path, num_samples=len(rows), size_bytes=size_bytes, crc32c=crc32c,

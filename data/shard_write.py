@@ -14,7 +14,7 @@ import simplejpeg
 
 from data.image_check import BadImageError, CheckedImage, ImageLimits, check_image, quiet_pillow
 from data.record_fetch import fetch_in_order
-from data.shard_index import INDEX_SCHEMA, parquet_bytes, put_adopted_index, read_index
+from data.shard_index import put_index, read_index
 from data.shard_plan import ShardPlan
 from data.stable_hash import digest_rows
 from data.store import ImageSource, ObjectNotFoundError, Store, StoreError
@@ -46,7 +46,7 @@ class ShardResult:
 
 
 def write_shard(plan: ShardPlan, *, corpus: ImageSource, dataset: Store, limits: ImageLimits) -> ShardResult:
-    """Write the plan's usable images as `shards/SPLIT-HASH.tar` with its index beside it.
+    """Write the plan's usable images as `shards/SPLIT-HASH.tar`, and its index beside it.
 
     A sample's members: KEY.png or KEY.jpg; KEY.cls, the class index (samples with one label);
     KEY.json with the original name. A plan finished before, by whichever process, is not read
@@ -104,9 +104,9 @@ def rewrite_shard(dataset: Store, shard: ShardInfo, split: str, drop: Collection
     if not kept:
         return None
     if shard.is_adopted:
-        return put_adopted_index(
-            dataset, split, kept, path=shard.path, size_bytes=shard.size_bytes, crc32c=shard.crc32c,
-            sha256=shard.sha256,
+        return put_index(
+            dataset, f"indexes/{split}", kept, path=shard.path, size_bytes=shard.size_bytes,
+            crc32c=shard.crc32c, sha256=shard.sha256,
         )  # fmt: skip
     rows = {row["key"]: row for row in kept}
     with temporary_folder("shard-") as scratch:
@@ -209,13 +209,10 @@ def _publish(
 ) -> ShardInfo:
     """Upload under names made of the content: a rerun or a rival writes the same bytes again."""
     path = f"shards/{split}-{tar.sha256[:16]}.tar"
-    index_path = f"shards/{split}-{tar.sha256[:16]}.parquet"
-    index = parquet_bytes(rows, INDEX_SCHEMA)
     dataset.upload(tar_path, path, keep_source=False)
-    dataset.put(index_path, index)
-    return ShardInfo(
-        path=path, index_path=index_path, num_samples=len(rows), size_bytes=tar.size_bytes,
-        crc32c=tar.crc32c, sha256=tar.sha256, index_sha256=hashlib.sha256(index).hexdigest(),
+    return put_index(
+        dataset, f"shards/{split}", rows, path=path, size_bytes=tar.size_bytes, crc32c=tar.crc32c,
+        sha256=tar.sha256,
     )  # fmt: skip
 
 

@@ -10,6 +10,8 @@ SPLIT_WORDS = {
     "eval": "eval", "test": "eval", "val": "eval", "valid": "eval", "validation": "eval", "dev": "eval",
 }  # fmt: skip
 
+_MAX_INDEX_DIGITS = 20  # `int` refuses thousands of digits
+
 
 def split_of_path(path: str) -> str | None:
     """Return the split that a file's name or its folders say: `data/train-00000-of-00004.parquet`.
@@ -45,10 +47,11 @@ def class_name(value: str | int, class_names: Sequence[str], where: str) -> str:
         raise InputError(f"{where} has an empty label: give a class")
     if not class_names or not text.removeprefix("-").isdecimal():
         return text
-    index = int(text)
+    index = int(text) if len(text) <= _MAX_INDEX_DIGITS else -1
     if not 0 <= index < len(class_names):
+        shown, number = text[:_MAX_INDEX_DIGITS], len(class_names)
         raise InputError(
-            f"{where} has the label {index}; the class list has {len(class_names)} names, so 0 to "
-            f"{len(class_names) - 1} are allowed: correct the list, or leave the files without labels out"
+            f"{where} has the label {shown}; the class list has {number} names, so 0 to {number - 1} are "
+            "allowed: correct the list, or leave the files without labels out"
         )
     return class_names[index]

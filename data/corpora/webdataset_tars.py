@@ -56,7 +56,7 @@ class SampleLabels:
             raise InputError(f"{where} has no .json beside its image: add it, or give label cls")
         try:
             value: Any = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # or a number of thousands of digits, or deeply nested
             raise InputError(f"{where} has a .json that is not JSON: {error}") from None
         field = self.source.removeprefix(_JSON_PREFIX)
         for part in field.split("."):

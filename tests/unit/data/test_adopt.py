@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from data import adopt_scan
 from data.adopt import AdoptOptions, plan_tars
 from data.append import append_snapshot
 from data.collect import collect_garbage
 from data.crop import DecodeConfig
 from data.deduplicate import deduplicate
 from data.errors import InputError
+from data.image_check import ImageLimits
 from data.loader import EvalLoader, TrainLoader
 from data.order import OrderConfig
 from data.retirement import retire_snapshot, retirement
@@ -97,6 +99,46 @@ def test_numeric_labels_keep_their_number_beyond_nine(tmp_path: Path) -> None:
     assert snapshot is not None
     assert snapshot.classes == tuple(str(n) for n in range(12))
     assert {row["labels"][0] for row in rows(store, snapshot) if row["key"] == "10"} == {10}
+
+
+def test_a_number_is_a_place_among_names_that_are_numbers(tmp_path: Path) -> None:
+    """With the class names 3, 1, 2 the label 1 became the class called 1, not the one in place 1."""
+    store = FolderStore(root=tmp_path)
+    write_tar(store, "all.tar", [sample(f"{n}", n % 3, n) for n in range(9)])
+    snapshot = adopt(store, classes=("3", "1", "2"))
+    assert snapshot is not None
+    assert {(int(row["key"]) % 3, row["labels"][0]) for row in rows(store, snapshot)} == {
+        (0, 0), (1, 1), (2, 2),
+    }  # fmt: skip
+
+
+def test_equal_numbers_written_otherwise_have_one_order(tmp_path: Path) -> None:
+    """The order of 1, 01 and 001 was that of a set, so another one in each process."""
+    store = FolderStore(root=tmp_path)
+    labels = ["1", "001", "01", "2", "9" * 5000]
+    write_tar(store, "all.tar", [sample(f"{n}", labels[n % 5], n) for n in range(10)])
+    snapshot = adopt(store)
+    assert snapshot is not None
+    assert snapshot.classes == ("001", "01", "1", "2", "9" * 5000)
+
+
+def test_an_oversized_member_is_not_even_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member of 1.5 GB was read into memory before its size was looked at."""
+    store = FolderStore(root=tmp_path)
+    big = {"__key__": "big", "png": b"x" * 10_000, "cls": "1"}
+    write_tar(store, "all.tar", [big, *(sample(f"{n}", n % 2, n) for n in range(8))])
+    read: list[int] = []
+    get_range = adopt_scan._LocalFile.get_range
+
+    def noted(file: Any, path: str, start: int, size_bytes: int) -> bytes:
+        read.append(size_bytes)
+        return get_range(file, path, start, size_bytes)
+
+    monkeypatch.setattr(adopt_scan._LocalFile, "get_range", noted)
+    snapshot = adopt(store, replace(OPTIONS, limits=ImageLimits(max_bytes=9_999)))
+    assert snapshot is not None
+    assert reasons(store, snapshot) == {"all.tar/big.png": "too_large"}
+    assert 10_000 not in read
 
 
 def test_an_append_and_another_adoption_go_on_from_it(dataset: FolderStore, tmp_path: Path) -> None:

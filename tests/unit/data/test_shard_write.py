@@ -8,11 +8,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import google_crc32c
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data import shard_index
+from data.arrow import Table
 from data.image_check import ImageLimits
 from data.list_corpus import list_for_build
 from data.listing import batch_of
@@ -97,6 +100,30 @@ def test_index_finds_every_image_in_the_tar(tmp_path: Path) -> None:
         assert (row["path"], row["width"], row["height"], row["reencoded"]) == (row["name"], 8, 8, False)
     members = member_names(tar)
     assert [name.rpartition(".")[0] for name in members[::3]] == table.column("key").to_pylist()
+
+
+def test_an_index_of_another_pyarrow_leaves_the_first_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index had its tar's name: a `create` after an upgrade of pyarrow, even a refused one, wrote other
+    bytes over the index that a live snapshot names by its sha256, and every reader found it damaged.
+    """
+    corpus = fill(tmp_path / "corpus", photos("a", 3, 0))
+    dataset = open_store(str(tmp_path / "dataset"))
+    first = written(corpus, dataset).info
+    for path in objects(dataset, "receipts"):
+        dataset.delete(path)
+
+    def as_another_version(table: Table) -> bytes:
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="snappy")
+        return sink.getvalue()
+
+    monkeypatch.setattr(shard_index, "_table_bytes", as_another_version)
+    second = written(corpus, dataset).info
+    assert (second.path, second.sha256) == (first.path, first.sha256)
+    assert second.index_sha256 != first.index_sha256
+    assert read_index(dataset, first).equals(read_index(dataset, second))
 
 
 def test_damaged_index_is_a_store_error(tmp_path: Path) -> None:

@@ -74,6 +74,10 @@ def test_labels_in_json(tmp_path: Path) -> None:
         ),
         ({"1.jpg": b"x", "1.cls": b"-1"}, SampleLabels(class_names=("a",)), "label -1"),
         ({"1.jpg": b"x", "1.json": b"{"}, SampleLabels(source="json:x"), "json that is not JSON"),
+        # These three ended in a traceback.
+        ({"1.jpg": b"x", "1.json": b"[" * 99_999}, SampleLabels(source="json:x"), "json that is not JSON"),
+        ({"1.jpg": b"x", "1.json": b"9" * 5000}, SampleLabels(source="json:x"), "json that is not JSON"),
+        ({"1.jpg": b"x", "1.cls": b"9" * 5000}, SampleLabels(class_names=("a",)), "label 9{20};"),
         (
             {"1.jpg": b"x", "1.json": b'{"y": 1}'},
             SampleLabels(source="json:x"),
