@@ -14,7 +14,7 @@ from data.corpora.tasks import MapTasks
 from data.listing import LISTING_SCHEMA
 
 # Raise it when the rows listed for the same tar change.
-_LISTING_VERSION = 1
+_LISTING_VERSION = 2
 
 ScanTar: TypeAlias = Callable[[TarSpan], Iterator[RecordBatch]]
 

@@ -42,7 +42,10 @@ class _Group:
     key: str
     images: dict[str, TarMember] = field(default_factory=dict[str, TarMember])
     """By extension."""
-    sidecars: dict[str, str] = field(default_factory=dict[str, str])
+    sidecars: dict[str, tuple[TarMember, bytes | None]] = field(
+        default_factory=dict[str, tuple[TarMember, bytes | None]]
+    )
+    """By extension, with the content, or None where that is too large for a label."""
     extensions: set[str] = field(default_factory=set[str])
 
 
@@ -50,8 +53,9 @@ def scan_samples(span: TarSpan, *, store: RangeSource, image_extension: str = ""
     """Yield the samples of a tar: neighbours with one key, as webdataset groups them (`SAMPLE_SCHEMA`).
 
     Reads the tar once from front to back, and past members of more than 1 MiB. `image_extension` says
-    which member is the image where a sample has several. Hidden files and members like `__meta__` are
-    skipped, as webdataset does. Raises `InputError` for a sample without an image or with several, two
+    which member is the image where a sample has several. What stands beside `seg.png` is `seg.cls`, else
+    `cls`; beside `png` it is `cls` alone. Hidden files and members like `__meta__` are skipped, as
+    webdataset does. Raises `InputError` for a sample without an image or with several, two
     neighbours of one name, a `cls` or `json` that is over 1 MiB or not UTF-8, and for what
     `iter_members` refuses; `StoreError` where the store fails.
     """
@@ -79,20 +83,28 @@ def _groups(reader: RangeReader, span: TarSpan) -> Iterator[_Group]:
         if kind in IMAGE_EXTENSIONS:
             group.images[extension] = member
         elif kind in _SIDECARS:
+            fits = member.size_bytes <= _MAX_SIDECAR_BYTES
             # Now, while the reader holds these bytes.
-            group.sidecars[kind] = _text(reader, span, member)
+            content = reader.read(member.offset, member.size_bytes) if fits else None
+            group.sidecars[extension] = (member, content)
     if group is not None:
         yield group
 
 
-def _text(reader: RangeReader, span: TarSpan, member: TarMember) -> str:
-    if member.size_bytes > _MAX_SIDECAR_BYTES:
+def _sidecar(span: TarSpan, group: _Group, kind: str, image_extension: str) -> str | None:
+    """Return the text of the image's own `cls` or `json`: `x.meta.json` is not that of `x.png`."""
+    stem = image_extension.rpartition(".")[0]
+    found = group.sidecars.get(f"{stem}.{kind}", group.sidecars.get(kind))
+    if found is None:
+        return None
+    member, content = found
+    if content is None:
         raise InputError(
             f"member {member.name!r} of tar {span.name!r} has {member.size_bytes} bytes; a label beside an "
             f"image may have {_MAX_SIDECAR_BYTES}: shorten it"
         )
     try:
-        return reader.read(member.offset, member.size_bytes).decode()
+        return content.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"member {member.name!r} of tar {span.name!r} is not UTF-8 text: {error}") from None
 
@@ -110,5 +122,6 @@ def _sample(span: TarSpan, group: _Group, image_extension: str) -> dict[str, Any
     image = group.images[found[0]]
     return {
         "key": group.key, "name": image.name, "extension": found[0], "offset": image.offset,
-        "size_bytes": image.size_bytes, "cls": group.sidecars.get("cls"), "json": group.sidecars.get("json"),
+        "size_bytes": image.size_bytes, "cls": _sidecar(span, group, "cls", found[0]),
+        "json": _sidecar(span, group, "json", found[0]),
     }  # fmt: skip

@@ -62,6 +62,22 @@ def test_the_image_is_chosen(tmp_path: Path) -> None:
         scan(tmp_path / "three", members, image_extension="webp")
 
 
+def test_a_label_belongs_to_its_own_image(tmp_path: Path) -> None:
+    """`x.meta.json` took the place of `x.json`, and `x.seg.cls` that of `x.cls`: wrong labels, silently."""
+    members = {
+        "x.png": b"one", "x.json": b"{}", "x.cls": b"1", "x.meta.json": b"[]", "x.seg.cls": b"2",
+        "x.boxes.json": b"\xff" * (1 << 21),
+    }  # fmt: skip
+    (row,) = scan(tmp_path / "one", members)
+    assert (row["json"], row["cls"]) == ("{}", "1")
+    (row,) = scan(tmp_path / "two", {"x.seg.png": b"y", **members}, image_extension="seg.png")
+    assert (row["json"], row["cls"]) == ("{}", "2")
+    (row,) = scan(tmp_path / "three", {"img.001.jpg": b"x", "img.001.cls": b"3"})
+    assert row["cls"] == "3"
+    (row,) = scan(tmp_path / "four", {"x.png": b"x", "x.meta.json": b"[]"})
+    assert row["json"] is None
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [
