@@ -11,20 +11,21 @@ import pyarrow as pa
 
 from data.arrow import RecordBatch, Schema
 from data.backlog import Backlog
+from data.corpora.labels import SPLIT_WORDS
 from data.errors import InputError
 from data.listing import BATCH_ROWS, LISTING_SCHEMA
 from data.store import ObjectInfo, Store
 
 IMAGE_EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"})
 
-SPLIT_FOLDERS = {"train": "train", "test": "eval", "val": "eval", "eval": "eval"}
+_CLASS_AS_WELL = frozenset({"dev", "valid"})  # `valid` and `invalid` are what products are
 
 _FOUND_SCHEMA: Schema = pa.schema([("path", pa.string()), ("size_bytes", pa.int64()), ("etag", pa.string())])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassFolderReader:
-    """Reads `CLASS/...`, or `train/CLASS/...` and `test|val|eval/CLASS/...`.
+    """Reads `CLASS/...`, or `train/CLASS/...` and `test|val|eval/CLASS/...` (`SPLIT_WORDS`, in any case).
 
     A record's key and path are its path in the corpus; folders below a class folder belong to the
     class; hidden files and folders are skipped. A class may be called `train` as well.
@@ -128,8 +129,8 @@ def _visible_folders(folder: Path) -> list[str]:
 def _has_split_folders(uri: str, tree: _Tree) -> bool:
     """Say whether the top folders are splits; a class may be called `train` as well."""
     tops = {folder[0] for folder in tree.folders}
-    splits = tops & SPLIT_FOLDERS.keys()
-    if not splits:
+    splits = {top for top in tops if top.lower() in SPLIT_WORDS}
+    if not {top.lower() for top in splits} - _CLASS_AS_WELL:
         return False
     others = sorted(tops - splits)
     if not others:
@@ -138,7 +139,7 @@ def _has_split_folders(uri: str, tree: _Tree) -> bool:
         return False
     raise InputError(
         f"folder {others[0]!r} stands beside {sorted(splits)[0]!r} in {uri}: at the top, either all "
-        f"folders are classes or all are of {', '.join(SPLIT_FOLDERS)}; move it away"
+        f"folders are classes or all are of {', '.join(SPLIT_WORDS)}; move it away"
     )
 
 
@@ -164,7 +165,7 @@ def _labelled(found: RecordBatch, has_splits: bool, uri: str) -> RecordBatch:
             where = "train/CLASS/ or test/CLASS/" if has_splits else "a class folder"
             raise InputError(f"image {path!r} of {uri} is not in {where}: move it into one")
         labels.append([parts[depth]])
-        splits.append(SPLIT_FOLDERS[parts[0]] if has_splits else None)
+        splits.append(SPLIT_WORDS[parts[0].lower()] if has_splits else None)
     return pa.RecordBatch.from_arrays(
         [
             paths,

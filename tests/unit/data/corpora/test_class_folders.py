@@ -41,6 +41,24 @@ def test_split_folders(tmp_path: Path, evaluation: str) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("train", "evaluation"),
+    [("Train", "Test"), ("TRAIN", "VAL"), ("training", "validation"), ("train", "dev")],
+)
+def test_split_folders_by_other_names(tmp_path: Path, train: str, evaluation: str) -> None:
+    """They were taken as two classes, `Train` and `Test`, each with the images of all."""
+    found = listed(tmp_path, [f"{train}/cat/a.png", f"{evaluation}/cat/a.png"])
+    assert {r.path: (r.labels, r.split) for r in found} == {
+        f"{train}/cat/a.png": (("cat",), "train"),
+        f"{evaluation}/cat/a.png": (("cat",), "eval"),
+    }
+
+
+def test_valid_and_invalid_are_classes(tmp_path: Path) -> None:
+    found = listed(tmp_path, ["valid/monday/a.png", "invalid/monday/b.png"])
+    assert [(record.labels, record.split) for record in found] == [(("invalid",), None), (("valid",), None)]
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     """Found in the design: a vehicle corpus with the class `train` looks like a split folder."""
     found = listed(tmp_path, ["train/a.png", "car/b.png"])
