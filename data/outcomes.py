@@ -15,7 +15,7 @@ from data.left_out import UNKNOWN_LABEL
 from data.list_corpus import collect
 from data.listing import LISTING_SCHEMA
 from data.shard_index import get_parquet, put_table
-from data.snapshot import SnapshotHeader, load_chain, seen_folder, seen_paths
+from data.snapshot import SnapshotHeader, load_chain, seen_paths
 from data.split import SPLITS
 from data.spool import Spool
 from data.stable_hash import digest_rows
@@ -62,14 +62,14 @@ def remember_rejects(
 ) -> None:
     """Note rejected records outside of any snapshot, for an append that added nothing.
 
-    They count as processed for `snapshot` and all that share its first ancestor.
+    They count as processed for `snapshot`, against which they were judged, and all that follow it: once it
+    is retired, what was a duplicate of its images may be new.
     """
-    place = seen_folder(load_chain(dataset, snapshot))
     rejected = (
         rows.filter(compute.not_equal(rows["outcome"], "accepted")) for rows in _judged(listing, reasons)
     )
     for rows in _in_files(rejected):
-        put_table(dataset, place, _in_folder(rows.sort_by("key"), folder))
+        put_table(dataset, f"seen/{snapshot.id}", _in_folder(rows.sort_by("key"), folder))
 
 
 def new_records(

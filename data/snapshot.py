@@ -223,12 +223,12 @@ def load_chain(dataset: Store, snapshot: SnapshotHeader) -> list[SnapshotHeader]
 
 def seen_paths(dataset: Store, chain: Sequence[SnapshotHeader]) -> list[str]:
     """Return where `data.outcomes.remember_rejects` noted records for a chain."""
-    return [info.path for info in dataset.list(seen_folder(chain))]
-
-
-def seen_folder(chain: Sequence[SnapshotHeader]) -> str:
-    """Return the folder of those notes: all that share the first ancestor share it."""
-    return f"seen/{chain[-1].id}"
+    ids = {header.id for header in chain}
+    return [
+        info.path
+        for info in dataset.list("seen")
+        if info.path.endswith(".parquet") and info.path.split("/")[1] in ids
+    ]
 
 
 def reachable_paths(dataset: Store, snapshot: Snapshot) -> set[str]:

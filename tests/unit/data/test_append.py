@@ -147,6 +147,21 @@ def test_append_of_nothing_usable_is_remembered_without_a_snapshot(tmp_path: Pat
     assert result is None
 
 
+def test_a_duplicate_of_a_retired_image_is_new(tmp_path: Path, dataset: Store) -> None:
+    """What was judged against a bad append was remembered for all its ancestors too: once the append was
+    retired, the corrected copies of its images were "no new image", for ever.
+    """
+    first = build(fill(tmp_path / "corpus", FILES), dataset)
+    wrong = append(first, fill(tmp_path / "wrong", {"train/dog/x.png": png(777)}), dataset)
+    right = fill(tmp_path / "right", {"train/cat/x.png": png(777)})
+    assert append(wrong, right, dataset) is None
+    assert append(wrong, right, dataset) is None
+    retire_snapshot(dataset, wrong.id, "wrong labels")
+    third = append(load_snapshot(dataset, "HEAD"), right, dataset)
+    assert third.parent == first.id
+    assert third.stats["train"] == first.stats["train"] | {"cat": first.stats["train"]["cat"] + 1}
+
+
 def test_append_from_an_empty_or_absent_prefix_is_nothing_new(tmp_path: Path, dataset: Store) -> None:
     first = build(fill(tmp_path / "corpus", FILES), dataset)
     assert append(first, open_store(str(tmp_path / "absent")), dataset) is None
