@@ -208,11 +208,11 @@ def _receipt_path(plan: TarPlan) -> str:
 
 
 def _read_receipt(dataset: Store, path: str) -> ScannedTar | None:
+    """Return what an earlier run noted; None where it did not, or the note is damaged or of no use."""
     try:
         found: dict[str, Any] = json.loads(dataset.get(path))
-    except ObjectNotFoundError:
+        rejects = tuple(Reject(**reject) for reject in found.pop("rejects"))
+        scanned = ScannedTar(**found, rejects=rejects)
+    except (ObjectNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if not dataset.exists(found["table_path"]):
-        return None
-    rejects = tuple(Reject(**reject) for reject in found.pop("rejects"))
-    return ScannedTar(**found, rejects=rejects)
+    return scanned if dataset.exists(scanned.table_path) else None

@@ -95,17 +95,22 @@ def _build_record_path(listing: CorpusListing, config: ShardingConfig) -> str:
 
 
 def _finished_build(dataset: Store, record_path: str, folder: str) -> Snapshot | None:
-    try:
-        snapshot_id = json.loads(dataset.get(record_path))["snapshot"]
-    except ObjectNotFoundError:
-        return None
-    if snapshot_id in retired_ids(dataset):
+    snapshot_id = _recorded_snapshot(dataset, record_path)
+    if snapshot_id is None or snapshot_id in retired_ids(dataset):
         return None
     try:
         snapshot = load_snapshot(dataset, snapshot_id)
     except InputError:
         return None  # it was removed since
     return snapshot if snapshot.listed_in == folder else None  # else the bytes must tell
+
+
+def _recorded_snapshot(dataset: Store, record_path: str) -> str | None:
+    """Return the snapshot that a build ended with; None without a record, or for a damaged one."""
+    try:
+        return str(json.loads(dataset.get(record_path))["snapshot"])
+    except (ObjectNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _refuse_another_root(dataset: Store, listing_digest: str, record_path: str) -> None:
@@ -118,7 +123,7 @@ def _refuse_another_root(dataset: Store, listing_digest: str, record_path: str) 
         return
     same = {header.id for header in live if header.parent is None and header.listing_digest == listing_digest}
     others = (info.path for info in dataset.list("builds") if info.path != record_path)
-    if not same or same & {json.loads(dataset.get(path))["snapshot"] for path in others}:
+    if not same or same & {_recorded_snapshot(dataset, path) for path in others}:
         raise _would_hide(dataset, live[-1])
 
 

@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 FOLDER = "leases"
 BUILDS, GC = "builds", "gc"
+_PATH = re.compile(rf"{FOLDER}/([^/]+)/([^./][^/]*)\.json")
 
 LIFETIME_S = 6 * 3600.0
 """Of a job's or a build's lease after its last renewal."""
@@ -153,20 +154,21 @@ def active_leases(dataset: Store, what: str = "") -> list[LeaseInfo]:
 
 def list_leases(dataset: Store, what: str = "") -> list[LeaseInfo]:
     """Return all leases, expired ones too."""
-    infos = list(dataset.list(f"{FOLDER}/{what}" if what else FOLDER))
-    if not infos:
+    listed = dataset.list(f"{FOLDER}/{what}" if what else FOLDER)
+    # What a file browser leaves beside them is none.
+    named = [(info, match) for info in listed if (match := _PATH.fullmatch(info.path))]
+    if not named:
         return []
     now_s = store_time_s(dataset)
     found: list[LeaseInfo] = []
-    for info in infos:
+    for info, match in named:
         with contextlib.suppress(ObjectNotFoundError):  # given back since it was listed
             lifetime_s = _lifetime_s(dataset, info.path)
-            _, subject, name = info.path.split("/")
             found.append(
                 LeaseInfo(
                     path=info.path,
-                    what=subject,
-                    owner=name.removesuffix(".json"),
+                    what=match[1],
+                    owner=match[2],
                     expires_in_s=info.modified_s + lifetime_s - now_s,
                 )
             )

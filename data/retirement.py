@@ -9,8 +9,9 @@ An entry's number is won with a conditional put, so of an undo and a gc that cro
 """
 
 import json
+import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -23,6 +24,7 @@ State = Literal["retired", "restored", "collected"]
 _FOLDER = "retirements"
 _STATES = ("retired", "restored", "collected")
 _NOT_LIVE = ("retired", "collected")
+_ENTRY = re.compile(rf"{_FOLDER}/([^/]+)/(\d{{6}})\.json", re.ASCII)
 
 
 class DamagedRetirementError(StoreError):
@@ -49,15 +51,14 @@ class RetirementRecord:
     @property
     def path(self) -> str:
         """Where the entry stands in the dataset."""
-        return f"{_FOLDER}/{self.snapshot_id}/{self.number:06d}.json"
+        return _entry_path(self.snapshot_id, self.number)
 
 
 def retirements(dataset: Store) -> dict[str, RetirementRecord]:
     """Return the last entry of each snapshot that has any, by id. `StoreError` for a damaged one."""
     newest: defaultdict[str, int] = defaultdict(int)
-    for info in dataset.list(_FOLDER):
-        _, snapshot_id, name = info.path.split("/")
-        newest[snapshot_id] = max(newest[snapshot_id], int(name.removesuffix(".json")))
+    for snapshot_id, number in _entries(dataset):
+        newest[snapshot_id] = max(newest[snapshot_id], number)
     return {snapshot_id: _read(dataset, snapshot_id, number) for snapshot_id, number in newest.items()}
 
 
@@ -68,10 +69,7 @@ def retired_ids(dataset: Store) -> set[str]:
 
 def retirement(dataset: Store, snapshot_id: str) -> RetirementRecord | None:
     """Return the last entry of one snapshot; None if it was never retired."""
-    numbers = [
-        int(info.path.rpartition("/")[2].removesuffix(".json"))
-        for info in dataset.list(f"{_FOLDER}/{snapshot_id}")
-    ]
+    numbers = [number for _, number in _entries(dataset, snapshot_id)]
     return _read(dataset, snapshot_id, max(numbers)) if numbers else None
 
 
@@ -94,12 +92,11 @@ def check_live(dataset: Store, snapshot_id: str) -> None:
 def damaged_entries(dataset: Store) -> list[str]:
     """Return the paths of entries that cannot be read; older ones, too."""
     damaged: list[str] = []
-    for info in dataset.list(_FOLDER):
-        _, snapshot_id, name = info.path.split("/")
+    for snapshot_id, number in _entries(dataset):
         try:
-            _read(dataset, snapshot_id, int(name.removesuffix(".json")))
+            _read(dataset, snapshot_id, number)
         except DamagedRetirementError:
-            damaged.append(info.path)
+            damaged.append(_entry_path(snapshot_id, number))
     return damaged
 
 
@@ -159,8 +156,19 @@ def _encode(entry: RetirementRecord) -> bytes:
     return json.dumps(asdict(entry), indent=1, sort_keys=True).encode() + b"\n"
 
 
+def _entry_path(snapshot_id: str, number: int) -> str:
+    return f"{_FOLDER}/{snapshot_id}/{number:06d}.json"
+
+
+def _entries(dataset: Store, snapshot_id: str = "") -> Iterator[tuple[str, int]]:
+    """Yield the snapshot and the number of each entry; what a file browser leaves beside them is none."""
+    for info in dataset.list(f"{_FOLDER}/{snapshot_id}" if snapshot_id else _FOLDER):
+        if match := _ENTRY.fullmatch(info.path):
+            yield match[1], int(match[2])
+
+
 def _read(dataset: Store, snapshot_id: str, number: int) -> RetirementRecord:
-    path = f"{_FOLDER}/{snapshot_id}/{number:06d}.json"
+    path = _entry_path(snapshot_id, number)
     try:
         values: Mapping[str, object] = json.loads(dataset.get(path))
         record = RetirementRecord(**values)  # pyright: ignore[reportArgumentType]

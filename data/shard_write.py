@@ -228,18 +228,19 @@ def _receipt_path(plan: ShardPlan, corpus: ImageSource, limits: ImageLimits) -> 
 
 
 def _read_receipt(dataset: Store, path: str) -> ShardResult | None:
+    """Return what an earlier run noted; None where it did not, or the note is damaged or of no use."""
     try:
         found = json.loads(dataset.get(path))
-    except ObjectNotFoundError:
+        info = ShardInfo(**found["info"]) if found["info"] else None
+        result = ShardResult(
+            info=info,
+            split=found["split"],
+            rejects=tuple(Reject(**reject) for reject in found["rejects"]),
+            num_images=found["num_images"],
+            listed_bytes=found["listed_bytes"],
+        )
+    except (ObjectNotFoundError, ValueError, KeyError, TypeError):
         return None
-    info = ShardInfo(**found["info"]) if found["info"] else None
     if info and not (dataset.exists(info.path) and dataset.exists(info.index_path)):
         return None
-    rejects = tuple(Reject(**reject) for reject in found["rejects"])
-    return ShardResult(
-        info=info,
-        split=found["split"],
-        rejects=rejects,
-        num_images=found["num_images"],
-        listed_bytes=found["listed_bytes"],
-    )
+    return result

@@ -11,6 +11,7 @@ from PIL import Image
 
 from data import adopt_scan
 from data.adopt import AdoptOptions, plan_tars
+from data.adopt_scan import scan_tar
 from data.append import append_snapshot
 from data.collect import collect_garbage
 from data.crop import DecodeConfig
@@ -120,6 +121,18 @@ def test_equal_numbers_written_otherwise_have_one_order(tmp_path: Path) -> None:
     snapshot = adopt(store)
     assert snapshot is not None
     assert snapshot.classes == ("001", "01", "1", "2", "9" * 5000)
+
+
+def test_a_damaged_receipt_is_none(tmp_path: Path) -> None:
+    """It ended every later run in a traceback."""
+    store = FolderStore(root=tmp_path)
+    write_tar(store, "all.tar", [sample(f"{n}", n % 2, n) for n in range(8)])
+    (plan,) = plan_tars(store, OPTIONS)
+    scanned = scan_tar(plan, dataset=store)
+    (receipt,) = store.list("receipts")
+    for content in (b"", b"\xff", b"{}", b"[]"):
+        store.put(receipt.path, content)
+        assert scan_tar(plan, dataset=store) == scanned
 
 
 def test_an_oversized_member_is_not_even_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

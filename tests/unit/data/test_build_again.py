@@ -30,6 +30,17 @@ def test_building_again_finds_the_snapshot_that_is_there(tmp_path: Path, dataset
     assert ids(dataset) == [first.id]
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]"])
+def test_a_damaged_record_is_none(tmp_path: Path, dataset: Store, content: bytes) -> None:
+    """An empty one, as a full disk leaves it, ended every later build in a traceback."""
+    corpus = fill(tmp_path / "corpus", FILES)
+    first = build(corpus, dataset)
+    (record,) = dataset.list("builds")
+    for path in (record.path, f"builds/{'0' * 32}.json"):
+        dataset.put(path, content)
+    assert build(corpus, dataset) == first
+
+
 def test_a_finished_build_is_found_by_its_listing_and_reads_nothing(
     tmp_path: Path, dataset: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

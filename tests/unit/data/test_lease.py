@@ -50,6 +50,14 @@ def test_a_lease_stands_for_the_block_and_names_its_holder(dataset: Store) -> No
     assert list(dataset.list()) == []
 
 
+def test_what_a_file_browser_leaves_is_no_lease(dataset: Store) -> None:
+    """A `.DS_Store` ended `gc` and `show` in a traceback."""
+    with hold(dataset, BUILDS) as held:
+        for path in (".DS_Store", "builds/.DS_Store", "builds/._x.json"):
+            dataset.put(f"leases/{path}", b"\xff")
+        assert [found.path for found in list_leases(dataset)] == [held.path]
+
+
 def test_a_crashed_owners_lease_expires_by_the_stores_clock(dataset: FolderStore) -> None:
     with hold(dataset, "1-a", lifetime_s=100) as held:
         age(dataset, held.path, 90)

@@ -11,6 +11,7 @@ from data.errors import InputError
 from data.lease import pin
 from data.retirement import (
     check_live,
+    damaged_entries,
     mark_collected,
     restore_snapshot,
     retire_snapshot,
@@ -100,6 +101,16 @@ def test_a_damaged_record_stops_whoever_asks(dataset: Store) -> None:
         dataset.put(record.path, content)
         with pytest.raises(StoreError, match=r"000001\.json"):
             retired_ids(dataset)
+
+
+def test_what_a_file_browser_leaves_is_no_entry(dataset: Store) -> None:
+    """A `.DS_Store` ended everything that looks at a dataset in a traceback."""
+    record = retire_snapshot(dataset, "1-a", "x")
+    for path in (".DS_Store", "1-a/.DS_Store", "1-a/._000002.json"):
+        dataset.put(f"retirements/{path}", b"\xff")
+    assert retirement(dataset, "1-a") == record
+    assert retired_ids(dataset) == {"1-a"}
+    assert damaged_entries(dataset) == []
 
 
 def test_head_is_the_newest_that_is_not_retired_and_numbers_go_on(tmp_path: Path) -> None:

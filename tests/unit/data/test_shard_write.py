@@ -126,6 +126,19 @@ def test_an_index_of_another_pyarrow_leaves_the_first_one(
     assert read_index(dataset, first).equals(read_index(dataset, second))
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff", b"{}", b"[]", b'{"info": null, "rejects": [1]}'])
+def test_a_damaged_receipt_is_none(tmp_path: Path, content: bytes) -> None:
+    """An empty one, as a full disk leaves it, ended every later run in a traceback."""
+    corpus = fill(tmp_path / "corpus", photos("a", 3, 0))
+    dataset = open_store(str(tmp_path / "dataset"))
+    first = written(corpus, dataset)
+    (path,) = objects(dataset, "receipts")
+    whole = dataset.get(path)
+    dataset.put(path, content)
+    assert written(corpus, dataset) == first
+    assert dataset.get(path) == whole
+
+
 def test_damaged_index_is_a_store_error(tmp_path: Path) -> None:
     corpus = fill(tmp_path / "corpus", photos("a", 1, 0))
     dataset = open_store(str(tmp_path / "dataset"))
