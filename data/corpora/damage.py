@@ -10,13 +10,13 @@ from data.errors import InputError
 
 @contextmanager
 def naming_damage(name: str) -> Generator[None]:
-    """Raise `InputError` with the file's name for what pyarrow cannot decode inside the block.
+    """Raise `InputError` with the file's name for what pyarrow cannot decode or convert inside the block.
 
     It raises a plain `OSError` for some damage; the store's faults are subclasses and pass through.
     """
     try:
         yield
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         if isinstance(error, OSError) and type(error) is not OSError:
             raise
         reason = " ".join(str(error).split())

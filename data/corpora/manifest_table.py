@@ -85,7 +85,11 @@ def _chosen(names: list[str], name: str, columns: ManifestColumns) -> list[str]:
                 f"manifest {name} has no column {getattr(columns, option)!r}; its columns are "
                 f"{', '.join(names)}: rename one, or give {option}_column"
             )
-    return [column for column in (columns.uri, columns.label, columns.split) if column in names]
+    chosen = [column for column in (columns.uri, columns.label, columns.split) if column in names]
+    for column in chosen:
+        if (number := names.count(column)) > 1:
+            raise InputError(f"manifest {name} has {number} columns {column!r}: rename all but one")
+    return chosen
 
 
 def _checked(batch: RecordBatch, name: str, columns: ManifestColumns, first_row: int) -> RecordBatch:

@@ -127,7 +127,7 @@ def _image_column(schema: Any, columns: ImageColumns, path: str) -> str:
                 f"{path} has no column {columns.image!r} with image bytes; its columns are {there}: correct "
                 "image_column"
             )
-        return columns.image
+        return _only(schema, columns.image, path)
     if len(found) != 1:
         what = f"{len(found)} columns" if found else "no column"
         raise InputError(f"{path} has {what} with image bytes among {there}: give image_column")
@@ -140,7 +140,13 @@ def _label_column(schema: Any, columns: ImageColumns, path: str) -> str:
             f"{path} has no column {columns.label!r}; its columns are {', '.join(schema.names)}: give "
             "label_column"
         )
-    return columns.label
+    return _only(schema, columns.label, path)
+
+
+def _only(schema: Any, column: str, path: str) -> str:
+    if (number := schema.names.count(column)) > 1:
+        raise InputError(f"{path} has {number} columns {column!r}: rename all but one")
+    return column
 
 
 def _names_in_metadata(schema: Any, label: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from data.store import ObjectInfo, RangeSource
 
 _BLOCK_BYTES = 512
 _OCTAL = b"01234567"
+_MAX_SIZE_DIGITS = 20  # `int` refuses thousands of digits
 _MAX_EXTENDED_HEADER_BYTES = 1 << 20
 # How far behind a tar's end to look for another one; the usual padding is at most this long.
 _LOOK_BEHIND_BYTES = 64 << 10
@@ -175,8 +176,9 @@ def _pax_records(content: bytes, span: TarSpan) -> dict[str, str]:
             _refuse(span, "has a damaged pax header", "copy it again")
         records[key.decode(errors="replace")] = value.decode(errors="surrogateescape")
         content = content[length:]
-    if not records.get("size", "0").isdigit():
-        _refuse(span, f"has a pax header with the size {records['size'][:40]!r}", "copy it again")
+    size = records.get("size", "0")
+    if not (size.isascii() and size.isdigit() and len(size) < _MAX_SIZE_DIGITS):
+        _refuse(span, f"has a pax header with the size {size[:40]!r}", "copy it again")
     return records
 
 

@@ -126,12 +126,29 @@ def test_a_manifest_larger_than_memory(tmp_path: Path, monkeypatch: pytest.Monke
         ),
         ("uri,label\n1.jpg\n", "manifest m.csv cannot be read: .*Expected 2 columns"),
         ("", "manifest m.csv cannot be read: Empty CSV"),
+        ("uri,label,label\n1.jpg,a,b\n", "m.csv has 2 columns 'label': rename all but one"),
     ],
 )
 def test_bad_manifests_are_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
     write(tmp_path, text, ["1.jpg", "2.jpg"])
     with pytest.raises(InputError, match=message) as caught:
         listed(reader(tmp_path, "m.csv"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pa.table({"uri": [{"a": 1}], "label": ["x"]}),
+        pa.table({"uri": [["1.jpg"]], "label": ["x"]}),
+        pa.table({"uri": ["1.jpg"], "label": ["x"], "split": [{"a": 1}]}),
+    ],
+)
+def test_odd_columns_are_one_clear_line(tmp_path: Path, table: pa.Table) -> None:
+    """They ended in a traceback."""
+    pq.write_table(table, tmp_path / "m.parquet")
+    with pytest.raises(InputError, match=r"manifest m.parquet cannot be read: ") as caught:
+        listed(reader(tmp_path, "m.parquet"))
     assert "\n" not in str(caught.value)
 
 

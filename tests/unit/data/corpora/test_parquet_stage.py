@@ -178,6 +178,8 @@ def test_columns_are_found_or_named(tmp_path: Path) -> None:
         ([png(0), png(1)], pa.array([["a"], ["b", None]]), None, r"row 1 of a.parquet has an empty label"),
         ([png(0), png(1)], pa.array([0, -1]), hugging_face(CLASS_LABEL), "row 1 .* has the label -1; "),
         ([png(0), png(1)], pa.array([0.5, 1.0]), None, "has the type double; strings, whole numbers"),
+        ([png(0)], pa.array([{"a": 1}]), None, "has the type struct<.*>; strings, whole numbers"),
+        ([png(0)], pa.array([[{"a": 1}]]), None, "has the type list<.*>; strings, whole numbers"),
     ],
 )  # fmt: skip
 def test_bad_rows_are_one_clear_line(
@@ -188,6 +190,18 @@ def test_bad_rows_are_one_clear_line(
         listed(reader(tmp_path))
     assert "\n" not in str(caught.value)
     assert not list(reader(tmp_path).listings.folder.list()), "nothing is half-written"
+
+
+@pytest.mark.parametrize("twice", ["image", "label"])
+def test_a_column_that_is_there_twice_is_one_clear_line(tmp_path: Path, twice: str) -> None:
+    """It ended in a traceback."""
+    columns = {"image": pa.array([png(0)]), "label": pa.array(["a"])}
+    names = ["image", "label", twice]
+    (tmp_path / "corpus").mkdir()
+    table = pa.Table.from_arrays([columns[name] for name in names], names)
+    pq.write_table(table, tmp_path / "corpus/a.parquet")
+    with pytest.raises(InputError, match=f"a.parquet has 2 columns '{twice}': rename all but one"):
+        listed(reader(tmp_path, image="image"))
 
 
 def test_what_is_no_parquet(tmp_path: Path) -> None:

@@ -156,6 +156,9 @@ DAMAGED = GOOD[:1540] + b"\xff" + GOOD[1541:]
         (_pax("a.jpg", b"x", GNU__sparse__major="1"), "'a.jpg' that is a sparse file"),
         (_pax("a.jpg", b"x", path="../../evil.jpg"), "would leave the folder"),
         (_pax("a.jpg", b"x", size="-1"), "pax header with the size '-1'"),
+        # These two ended in a traceback.
+        (_pax("a.jpg", b"x", size="²"), "pax header with the size '²'"),
+        (_pax("a.jpg", b"x", size="9" * 5000), "pax header with the size '9999"),
         (_pax("a.jpg", b"x", size="99999999999"), "ends within its member 'a.jpg' of 99999999999 bytes"),
         (tar_bytes({"a\udcff.jpg": b"x"}), "whose name is not UTF-8"),
         (b"no tar at all" * 100, "is not a tar: invalid header at byte 0"),
