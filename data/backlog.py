@@ -17,7 +17,7 @@ class Backlog:
         self._runs: list[Any] = []
 
     def add(self, batch: RecordBatch) -> None:
-        """Take a batch of the schema. Raises `InputError` where the temporary folder is full."""
+        """Take a batch of the schema. Raises `TemporaryFolderFullError`."""
         self._held.append(batch)
         self._held_bytes += batch.nbytes
         if self._held_bytes > self._memory_bytes:

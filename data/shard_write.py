@@ -12,6 +12,7 @@ import google_crc32c
 import PIL
 import simplejpeg
 
+from data.errors import InputError
 from data.image_check import BadImageError, CheckedImage, ImageLimits, check_image, quiet_pillow
 from data.record_fetch import fetch_in_order
 from data.shard_index import put_index, read_index
@@ -145,6 +146,8 @@ def _fetch(record: Record, corpus: ImageSource, limits: ImageLimits) -> bytes | 
         if record.offset is not None:  # what holds many images is gone: a fault, not so many bad samples
             raise
         return _reject(record, "missing", "listed, but gone when it was read")
+    except InputError as error:  # S3 lists keys like `cat//x.png`, which no store here reads
+        return _reject(record, "bad_path", str(error))
     if len(content) != record.size_bytes:
         # Not a reject: a read cut short looks the same, and a fault is never a bad sample.
         raise StoreError(

@@ -38,7 +38,7 @@ class Spool:
         self.num_rows = 0
 
     def add(self, batch: RecordBatch) -> None:
-        """Take a batch of the schema. Raises `InputError` where the temporary folder is full."""
+        """Take a batch of the schema. Raises `TemporaryFolderFullError`."""
         if not batch.num_rows:
             return
         self._waiting.append(batch)

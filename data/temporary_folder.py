@@ -16,16 +16,31 @@ class TemporaryFolderFullError(OSError):
 @contextmanager
 def temporary_folder(prefix: str) -> Generator[Path]:
     """Give a folder that is removed at the end. Raises `TemporaryFolderFullError`."""
+    with naming_full_folder(), tempfile.TemporaryDirectory(prefix=prefix) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def naming_full_folder() -> Generator[None]:
+    """Raise `TemporaryFolderFullError` where the temporary folder's disk is full in the block, or before."""
+    root = _temporary_root()
     try:
-        with tempfile.TemporaryDirectory(prefix=prefix) as folder:
-            yield Path(folder)
+        yield
     except OSError as error:
         # A store's own error tells of another disk.
         if type(error) is not OSError or error.errno not in DISK_FULL_ERRNOS:
             raise
-        full = TemporaryFolderFullError(
-            f"no space left in the temporary folder {tempfile.gettempdir()}: "
-            "make room there, or set TMPDIR to a folder with more"
-        )
-        full.errno = error.errno
-        raise full from error
+        raise _full(f"no space left in the temporary folder {root}", error) from error
+
+
+def _temporary_root() -> str:
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError as error:  # it tries each by writing a few bytes
+        raise _full(" ".join(str(error.strerror).split()), error) from error
+
+
+def _full(what: str, error: OSError) -> TemporaryFolderFullError:
+    full = TemporaryFolderFullError(f"{what}: make room there, or set TMPDIR to a folder with more")
+    full.errno = error.errno
+    return full

@@ -229,9 +229,9 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
             raise InputError(f"the name of {entry.path!r} is not valid UTF-8: rename it")
         if entry.is_dir():
             yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", (*above, identity))
-        elif entry.is_file():
+        elif entry.is_file() or entry.is_symlink():  # a link to nothing: whoever reads it finds it missing
             try:
-                info = entry.stat()
+                info = entry.stat(follow_symlinks=entry.is_file())
             except FileNotFoundError:
                 continue  # deleted since the folder was read
             yield ObjectInfo(

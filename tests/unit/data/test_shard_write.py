@@ -176,6 +176,20 @@ def test_oversized_file_is_not_even_fetched(tmp_path: Path) -> None:
     assert [reject.reason for reject in result.rejects] == ["too_large"]
 
 
+def test_a_key_that_no_store_here_reads_is_a_reject(tmp_path: Path) -> None:
+    """S3 may list `a//1.png`: it stopped the build, and every append after it, in the middle of its work."""
+    corpus = fill(tmp_path / "corpus", photos("a", 3, 0))
+    plan = plan_of(corpus)
+    odd = Record(key="a//1.png", path="a//1.png", size_bytes=9, etag="", labels=("a",), split="train")
+    listing = listing_of([*plan.records, odd])
+    (plan,) = ShardPlans(listing, classes=("a",), shard_size_bytes=2**30)
+    result = write_shard(
+        plan, corpus=corpus, dataset=open_store(str(tmp_path / "dataset")), limits=ImageLimits()
+    )
+    assert [(reject.path, reject.reason) for reject in result.rejects] == [("a//1.png", "bad_path")]
+    assert result.info.num_samples == 3
+
+
 def test_vanished_image_is_a_reject_but_a_short_read_is_a_fault(tmp_path: Path) -> None:
     """A read cut short by the store looks like a truncated image; it must not be quarantined."""
     corpus = fill(tmp_path / "corpus", photos("a", 3, 0))

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.backlog import Backlog
-from data.errors import InputError
 from data.spool import Spool
+from data.temporary_folder import TemporaryFolderFullError
 
 SCHEMA = pa.schema([("hash", pa.uint64()), ("name", pa.string())])
 
@@ -91,7 +91,8 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monke
     try:
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         spool = Spool(SCHEMA, ("hash", "name"), memory_bytes=400_000, num_parts=4)
-        with pytest.raises(InputError, match=f"no space left in the temporary folder {tmp_path}.*TMPDIR"):
+        full = f"no space left in the temporary folder {tmp_path}.*TMPDIR"
+        with pytest.raises(TemporaryFolderFullError, match=full):
             spool.add(batch([(number, f"name {number}" * 10) for number in range(8000)]))
         assert os.listdir(tmp_path) == []
     finally:

@@ -167,6 +167,15 @@ def test_a_link_to_a_folder_above_is_an_error_not_an_endless_listing(store: Fold
         list(store.list())
 
 
+def test_a_link_to_nothing_is_listed_and_found_missing(store: FolderStore) -> None:
+    """It was left out without a word: images on a disk that is not mounted."""
+    store.put("a/x", b"x")
+    (store.root / "a" / "gone").symlink_to("/not/mounted/gone")
+    assert [info.path for info in store.list()] == ["a/gone", "a/x"]
+    with pytest.raises(ObjectNotFoundError):
+        store.get("a/gone")
+
+
 def test_a_store_survives_pickling(store: FolderStore) -> None:
     assert pickle.loads(pickle.dumps(store)) == store  # noqa: S301
 

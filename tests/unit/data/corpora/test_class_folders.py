@@ -97,6 +97,7 @@ def test_batches_are_small_whatever_the_corpus(tmp_path: Path, monkeypatch: pyte
         (["cat/a.png", "stray.png"], "'stray.png' .* not in a class folder"),
         (["train/a.png", "train/cat/b.png", "test/cat/c.png"], "'train/a.png' .* not in train/CLASS/"),
         (["train/cat/a.png", "extra/cat/b.png"], "'extra' stands beside 'train'"),
+        (["Train/cat/a.png", "extra/cat/b.png"], "'extra' stands beside 'Train'"),
     ],
 )
 def test_bad_corpora_are_one_clear_line(tmp_path: Path, paths: list[str], message: str) -> None:
@@ -113,6 +114,15 @@ def test_empty_local_class_folder_is_named(tmp_path: Path) -> None:
         read(ClassFolderReader(corpus=corpus))
     assert len(read(ClassFolderReader(corpus=corpus, allow_empty=True))) == 1
     assert len(read(ClassFolderReader(corpus=corpus, classes=("cat",)))) == 1
+
+
+def test_a_class_on_a_disk_that_is_not_mounted_is_named(tmp_path: Path) -> None:
+    """The class was left out without a word."""
+    corpus = fill(tmp_path, {"cat/a.png": b"x"})
+    (tmp_path / "readme.md").symlink_to("/not/mounted/readme.md")
+    (tmp_path / "dog").symlink_to("/not/mounted/dog")
+    with pytest.raises(InputError, match="/dog links to nothing: mount what it links to, or remove the link"):
+        read(ClassFolderReader(corpus=corpus))
 
 
 def test_watched_prefix_may_be_absent(tmp_path: Path) -> None:
